@@ -1,0 +1,124 @@
+"""The plain numbers that commands, files and methods carry. No torch here: `unmask pretrain mae --help` reads this file.
+
+A field's line ends with a comment: that comment is its help on the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FORMAT = 1  # of config.yaml, environment.json, status.json, state.json and the metadata of safetensors files
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The share of cells that is masked: fixed, drawn anew each step from a range, or moving over the run.
+
+    In words and files: `.75`, `.6-.9` (a range: uniform, one draw a step), `.5:.75` (a schedule: linear in progress)
+    or the name of a preset. A range or a schedule takes `LEVELS` values, so that few graphs are compiled.
+    """
+
+    first: float
+    last: float
+    moves: Literal["never", "each step", "over the run"] = "never"
+
+    LEVELS = 8
+    PRESETS = {"video": 0.9, "audio": 0.8, "images": 0.75, "medical": 0.5}  # the field's usual optima by redundancy
+
+    def __post_init__(self):
+        if not (0 < self.first < 1 and 0 < self.last < 1):
+            raise ValueError(f"mask_ratio must lie between 0 and 1, got {self}")
+
+    @classmethod
+    def of(cls, value: Ratio | float | str) -> Ratio:
+        """The ratio that a number, a word or a pair of numbers means."""
+        if isinstance(value, Ratio):
+            return value
+        text = str(cls.PRESETS.get(str(value), value))
+        for separator, moves in ((":", "over the run"), ("-", "each step")):
+            if separator in text.lstrip("-"):
+                first, last = text.split(separator)
+                return cls(float(first), float(last), moves)
+        try:
+            number = float(text)
+        except ValueError:
+            names = ", ".join(cls.PRESETS)
+            raise ValueError(f"mask_ratio must be a number, a range (.6-.9), a schedule (.5:.75) or one of {names}, got '{value}'") from None
+        return cls(number, number)
+
+    def at(self, progress: float, u: float) -> float:
+        """The ratio of one step: `progress` in [0, 1] of the run, `u` uniform in [0, 1)."""
+        if self.moves == "never":
+            return self.first
+        place = u if self.moves == "each step" else progress
+        level = min(int(place * self.LEVELS), self.LEVELS - 1) / (self.LEVELS - 1)
+        return self.first + (self.last - self.first) * level
+
+    def __str__(self) -> str:
+        separator = {"never": "", "each step": "-", "over the run": ":"}[self.moves]
+        return f"{self.first:g}" + (f"{separator}{self.last:g}" if separator else "")
+
+
+@dataclass(frozen=True)
+class Views:
+    """How a picture becomes the network's input while it trains (the random part runs in the workers)."""
+
+    scale: tuple[float, float] = (0.2, 1.0)  # area of the random crop, as a share of the picture
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of the crop
+    flip: float = 0.5  # chance of a horizontal flip
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # how the crop is resized
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """Which network looks at which input. What is None is chosen for the data and the machine, and said."""
+
+    model: str | None = None  # any timm VisionTransformer or Eva name; not given: chosen for the data and machine
+    patch_size: int | None = None  # pixels a patch side; not given: the model's own
+    img_size: tuple[int, int] | None = None  # height and width of the input (one number: square)
+    in_chans: int | None = None  # channels of the input; not given: what the data has
+    init: str | None = None  # start from these weights: a run, an encoder or checkpoint file, a Hugging Face folder
+    activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more time
+
+
+@dataclass(frozen=True)
+class Input:
+    """What is read, and how the numbers in it become the network's."""
+
+    labels: str | None = None  # CSV with columns path and label; class folders are used without it
+    normalize: Literal["measured", "imagenet"] = "measured"  # per-channel mean and std: measured once on the data, or ImageNet's
+    max_bad_share: float = 0.05  # stop when more than this share of the samples is unreadable
+    tile: int | None = None  # read pictures beyond Pillow's size limit by random windows of this side
+    workers: int | None = None  # processes that read and crop; not given: chosen for the machine
+
+
+@dataclass(frozen=True)
+class Train:
+    """One run of the loop: length, optimiser, machine. A method's `paper` is one of these."""
+
+    epochs: float | None = None  # length of the run in passes over the data
+    steps: int | None = None  # length of the run in optimiser steps
+    time: str | None = None  # length of the run as wall-clock time: 90s, 30m, 8h, 2d
+    batch_size: int | None = None  # pictures an optimiser step, over all processes and accumulation
+    accumulate: int = 1  # parts in which a step's batch is computed, to save memory
+    lr: float | None = None  # the absolute peak learning rate, at the effective batch
+    base_lr: float = 1.5e-4  # learning rate per 256 pictures of the effective batch; --lr goes before it
+    min_lr: float = 0.0  # where the cosine ends
+    warmup_epochs: float = 40.0  # epochs of linear warm-up; never more than 10 % of the run
+    weight_decay: float = 0.05  # of matrices; biases, norms and other vectors have none
+    weight_decay_end: float | None = None  # cosine from weight_decay to this over the run; not given: constant
+    betas: tuple[float, float] = (0.9, 0.95)  # AdamW's
+    eps: float = 1e-8  # AdamW's
+    clip: float | None = None  # largest gradient norm; not given: no clipping
+    clip_per: Literal["all", "module", "tensor"] = "all"  # the norm is of all gradients together, of each top module, or of each tensor
+    seed: int = 0  # of everything random
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
+    devices: int = 1  # devices (on the CPU: processes) on each machine
+    nodes: int = 1  # machines
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"  # how several processes share the work
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"  # auto: what the hardware is fast at
+    compile: Literal["auto", "yes", "no"] = "auto"  # torch.compile; auto: on CUDA
+    checkpoint_every: int | None = None  # steps between checkpoints; not given: about every five minutes
+    keep: int = 3  # checkpoints kept
+    monitor_every: int | None = None  # steps between kNN, feature rank and pictures; not given: ten times a run
