@@ -1,0 +1,94 @@
+"""From features to predictions. A decoder never sees pixels, so it cannot leak."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unmask.encoders.features import Features
+from unmask.mask import Mask
+from unmask.patches import sincos
+
+
+class Decoder(nn.Module, ABC):
+    """The contract: `(features, mask) -> prediction (B, M, out)`, one row for each of `mask.masked_ids`."""
+
+    @abstractmethod
+    def forward(self, features: Features, mask: Mask) -> Tensor: ...
+
+
+class Linear(Decoder):
+    """One linear layer on the features of the masked patches (SimMIM, BEiT): for encoders that hide by a token."""
+
+    def __init__(self, width: int, out: int):
+        super().__init__()
+        self.predict = nn.Linear(width, out)
+
+    def forward(self, features, mask):
+        return self.predict(mask.masked(features.patches))  # (B, M, out)
+
+
+def default_size(width: int) -> tuple[int, int, int]:
+    """Width, depth and heads of a decoder for an encoder of that width: MAE's 512×8×16, smaller for small encoders.
+
+    Below ViT-B about two thirds of the encoder's width in steps of 32, and four blocks; heads are 32 wide as in the paper.
+    """
+    if width >= 768:
+        return 512, 8, 16
+    size = max(32, round(width * 2 / 3 / 32) * 32)
+    return size, 4, size // 32
+
+
+class Transformer(Decoder):
+    """MAE's decoder: project the visible features, add a mask token for every masked place, a few blocks, one linear layer.
+
+    No unshuffle: the sequence is [prefix, visible + place, mask token + place] and the answer its last M rows, since
+    attention minds no order. In the last block only those rows are computed.
+    """
+
+    def __init__(self, encoder_width: int, out: int, grid: tuple[int, ...], width: int = 512, depth: int = 8, heads: int = 16):
+        super().__init__()
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        self.embed = nn.Linear(encoder_width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.blocks = nn.ModuleList([Block(width, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)])
+        self.norm = norm(width)
+        self.predict = nn.Linear(width, out)
+        self.grid = tuple(grid)
+        self.register_buffer("places", sincos(self.grid, width).unsqueeze(0), persistent=False)  # (1, N, width)
+
+    def forward(self, features, mask):
+        places = self.places if mask.grid == self.grid else sincos(mask.grid, self.places.shape[-1]).unsqueeze(0).to(self.places)
+        places = places.expand(len(mask.masked_ids), -1, -1)
+        x = self.embed(torch.cat([features.prefix, features.patches], dim=1))  # (B, P + V, width)
+        P, M = features.prefix.shape[1], mask.masked_ids.shape[1]
+        prefix, visible, masked = x[:, :P], x[:, P:] + mask.visible(places), self.mask_token + mask.masked(places)
+        x = torch.cat([prefix, visible, masked.to(x.dtype)], dim=1)  # (B, P + V + M, width)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        return self.predict(self.norm(last_rows(self.blocks[-1], x, M)))  # (B, M, out)
+
+
+def last_rows(block: Block, x: Tensor, rows: int) -> Tensor:
+    """The last `rows` rows of `block(x)`: everybody is a key, only they ask. Equal to slicing, with less work."""
+    attention, normed = block.attn, block.norm1(x)
+    B, N, D = normed.shape
+    query, key_value = attention.qkv.weight.split([D, 2 * D])
+    query_bias, key_value_bias = attention.qkv.bias.split([D, 2 * D])
+    heads = (B, -1, attention.num_heads, D // attention.num_heads)
+    q = F.linear(normed[:, -rows:], query, query_bias).reshape(heads).transpose(1, 2)  # (B, heads, M, d)
+    k, v = F.linear(normed, key_value, key_value_bias).reshape(B, N, 2, *heads[2:]).permute(2, 0, 3, 1, 4)  # (B, heads, N, d) each
+    y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, rows, D)  # (B, M, D)
+    x = x[:, -rows:] + attention.proj(y)
+    return x + block.mlp(block.norm2(x))
+
+
+def patch_values(patch: tuple[int, ...], in_chans: int) -> int:
+    """How many numbers a patch vector has."""
+    return in_chans * math.prod(patch)

@@ -1,0 +1,128 @@
+"""Any plain transformer of timm (VisionTransformer, Eva) that sees only what a mask shows.
+
+timm's own modules embed, place and compute; this adapter hides patches in between. What has to follow a dropped token is
+its rows of the rotary table (proved per family by the golden `trunks_*`). State dict and export are timm's, unchanged.
+
+timm attributes used that are not public: `_pos_embed`, `norm_pre`, `norm`, `blocks`, `rope_mixed`, `num_prefix_tokens`,
+`no_embed_class`, `grad_checkpointing`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from unmask.encoders.features import Features
+from unmask.mask import Mask
+from unmask.patches import grid_of, sincos
+
+
+class ViT(nn.Module):
+    """`trunk` with masked patches dropped before the blocks (`"drop"`) or replaced by a learned token (`"token"`).
+
+    `layers` names the blocks whose outputs are kept (negative numbers count from the end). `take` picks what is encoded
+    from the learner's input: a tensor, or the first entry of a dict.
+    """
+
+    def __init__(self, trunk: VisionTransformer | Eva, masked: Literal["drop", "token"] = "drop", layers: tuple[int, ...] = ()):
+        super().__init__()
+        self.trunk = trunk
+        self.hides = masked
+        self.layers = tuple(layer % len(trunk.blocks) for layer in layers)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, trunk.embed_dim)) if masked == "token" else None
+        if self.mask_token is not None:
+            nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    @property
+    def width(self) -> int:
+        return self.trunk.embed_dim
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        return tuple(self.trunk.patch_embed.patch_size)
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        return tuple(self.trunk.patch_embed.img_size)
+
+    @property
+    def in_chans(self) -> int:
+        return self.trunk.patch_embed.proj.in_channels
+
+    def take(self, x: Tensor | dict[str, Tensor]) -> Tensor:
+        """The pictures (B, C, H, W) that this encoder looks at."""
+        return next(iter(x.values())) if isinstance(x, dict) else x
+
+    def grid(self, x: Tensor) -> tuple[int, ...]:
+        """Rows and columns of patches of `x` (B, C, H, W)."""
+        return grid_of(tuple(x.shape[2:]), self.patch)
+
+    def forward(self, x: Tensor, mask: Mask | None = None) -> Features:
+        x = self.trunk.patch_embed(x)  # (B, H, W, D): timm flattens after the places are added
+        if mask is not None and self.hides == "token":
+            x = mask.cover(x.flatten(1, 2), self.mask_token).unflatten(1, x.shape[1:3])
+        placed = self.trunk._pos_embed(x)
+        x, rope = placed if isinstance(placed, tuple) else (placed, None)
+        prefix = self.trunk.num_prefix_tokens
+        if mask is not None and self.hides == "drop":
+            visible = mask.visible(x[:, prefix:])  # (B, V, D)
+            x = torch.cat([mask.fold(x[:, :prefix]), visible], dim=1)  # (B, P + V, D)
+            rope = None if rope is None else self.visible_rope(rope, mask)
+        x, layers = self.blocks(self.trunk.norm_pre(x), rope)
+        x = self.trunk.norm(x)
+        return Features(x[:, prefix:], x[:, :prefix], tuple(layer[:, prefix:] for layer in layers))
+
+    def visible_rope(self, rope: Tensor, mask: Mask) -> Tensor:
+        """Rows of the rotary table for the visible patches: (B, 1, V, d), or (depth, B, heads, V, d) where each block has its own."""
+        if rope.dim() == 2:  # (N, d)
+            return rope[mask.visible_ids].unsqueeze(1)
+        return rope[:, :, mask.visible_ids].permute(0, 2, 1, 3, 4)  # (depth, heads, B, V, d) turned
+
+    def blocks(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        layers = []
+        for i, block in enumerate(self.trunk.blocks):
+            place = {} if rope is None else {"rope": rope[i] if self.trunk.rope_mixed else rope}
+            if self.trunk.grad_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False, **place)
+            else:
+                x = block(x, **place)
+            if i in self.layers:
+                layers.append(x)
+        return x, layers
+
+
+def fix_places(trunk: VisionTransformer | Eva) -> None:
+    """Replace learned absolute places by the fixed sine-cosine table (MAE, appendix A.1); without a table nothing changes."""
+    if trunk.pos_embed is None:
+        return
+    table = torch.zeros_like(trunk.pos_embed)
+    rows = sincos(tuple(trunk.patch_embed.grid_size), trunk.embed_dim)
+    table[0, table.shape[1] - len(rows) :] = rows  # class and register rows, where the table has them, stay zero
+    trunk.pos_embed = nn.Parameter(table, requires_grad=False)
+
+
+def mae_init(module: nn.Module) -> None:
+    """MAE's initial values: every Linear xavier-uniform (qkv as one matrix), biases 0, tokens normal .02.
+
+    The patch convolution is xavier-uniform as the matrix it is; its bias keeps PyTorch's default (models_mae.py).
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.LayerNorm) and layer.elementwise_affine:
+            nn.init.ones_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.Conv2d):
+            layer.reset_parameters()
+            nn.init.xavier_uniform_(layer.weight.view(layer.weight.shape[0], -1))
+    for name, token in module.named_parameters():
+        if name.rpartition(".")[2] in ("cls_token", "reg_token", "mask_token"):
+            nn.init.normal_(token, std=0.02)

@@ -1,0 +1,59 @@
+"""The methods: a name and the file and class that say it. Nothing is imported until it is asked for."""
+
+from __future__ import annotations
+
+METHODS: dict[str, str] = {
+    "mae": "unmask/methods/mae.py:MAE",
+}
+
+
+def place(name: str) -> tuple[str, str]:
+    """File (a path) or module, and class, of a method: one of `METHODS`, `my_method.py:Name` or `package.module:Name`."""
+    import difflib
+
+    from unmask.errors import Refused
+
+    where = METHODS.get(name, name)
+    if ":" not in where:
+        near = difflib.get_close_matches(name, METHODS, 1)
+        raise Refused(f"unknown method '{name}'" + (f": did you mean {near[0]}?" if near else f"; there are: {', '.join(METHODS)}"))
+    source, _, kind = where.rpartition(":")
+    return source, kind
+
+
+def find(name: str) -> type:
+    """The class of a method by its name or place (see `place`)."""
+    import importlib
+    import importlib.util
+    import sys
+    from pathlib import Path
+
+    from unmask.errors import Refused
+
+    source, kind = place(name)
+    if name in METHODS:
+        module = importlib.import_module(source.removesuffix(".py").replace("/", "."))
+    elif source.endswith(".py"):
+        if not Path(source).is_file():
+            raise Refused(f"no file {source} for the method {name}")
+        title = f"unmask_method_{Path(source).stem}"
+        spec = importlib.util.spec_from_file_location(title, source)
+        assert spec is not None and spec.loader is not None
+        module = sys.modules[title] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(source)
+        except ImportError as error:
+            raise Refused(f"cannot import {source} for the method {name}: {error}") from None
+    if kind not in vars(module):
+        raise Refused(f"{source} has no class {kind}")
+    return vars(module)[kind]
+
+
+def __getattr__(name: str):
+    """`unmask.methods.MAE` without importing torch before it is asked for."""
+    for known, where in METHODS.items():
+        if where.endswith(f":{name}"):
+            return find(known)
+    raise AttributeError(f"module 'unmask.methods' has no attribute '{name}'")

@@ -1,0 +1,133 @@
+"""Look at the visible, predict the masked, compare with the truth."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unmask.decoders import Decoder
+from unmask.encoders.features import Features
+from unmask.mask import Mask
+from unmask.masking import Masking
+from unmask.settings import Train
+from unmask.targets.target import Target
+
+Signal = Tensor | dict[str, Tensor]  # a tensor, or named tensors of which the first is masked and encoded
+
+
+def first(x: Signal) -> Tensor:
+    """The signal itself, or the first entry of a dict."""
+    return next(iter(x.values())) if isinstance(x, dict) else x
+
+
+class Learner(nn.Module, ABC):
+    """What the loop trains. It knows no files and no devices; where it has an encoder, that is `.encoder`."""
+
+    def draws(self, x: Signal) -> int:
+        """How many uniform numbers a sample of `x` wants as noise."""
+        return 0
+
+    def before_step(self, progress: float, u: float) -> None:
+        """Set what must be known on the host before a step, from the run's progress in [0, 1] and one uniform number.
+
+        Pure: called again after a resume, so nothing of it needs saving.
+        """
+
+    @abstractmethod
+    def forward(self, x: Signal, noise: Tensor | None = None, mask: Mask | None = None, rows: Tensor | None = None) -> dict[str, Tensor]:
+        """The loss under `"loss"`, and its parts.
+
+        `noise` (samples, draws) lies in [0, 1); without it fresh numbers are drawn. Where `x` is a part of a step's batch,
+        `noise` is that of the whole batch and `rows` (B,) says which of its rows belong to `x`: some masks draw once a batch.
+        """
+
+    def after_step(self, progress: float) -> None:
+        """What follows the weights once they have moved: teachers, queues, centres."""
+
+    def parameter_groups(self, train: Train) -> list[dict[str, Any]] | None:
+        """The optimiser's groups, where a method wants its own."""
+        return None
+
+
+class Objective(nn.Module, ABC):
+    """One term of the loss."""
+
+    @abstractmethod
+    def forward(self, features: Features, mask: Mask | None, x: Signal, encoder: nn.Module) -> Tensor:
+        """A scalar. It may call `encoder` on further entries of `x`."""
+
+    def follow(self, encoder: nn.Module, progress: float) -> None:
+        """After a step: move what follows the encoder. Its state lives in buffers, so that it is saved with the model."""
+
+
+class Predict(Objective):
+    """Predict the target of what is masked."""
+
+    def __init__(self, decoder: Decoder, target: Target, loss: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.decoder, self.target, self.loss = decoder, target, loss
+
+    def forward(self, features, mask, x, encoder):
+        prediction = self.decoder(features, mask)  # (B, M, out)
+        truth = mask.masked(self.target(first(x)))  # (B, M, out), or codes (B, M)
+        return mask.mean(self.loss(prediction, truth))
+
+
+class MaskedModel(Learner):
+    """An encoder that sees what the mask shows, and objectives on its features.
+
+    `views`: how many views of a sample the encoder's input holds, view-major (2 for iBOT's global crops); `masks`: how
+    many masks a view (data2vec 2.0). Row (v·B + b)·K + k of a mask is the k-th of view v of sample b.
+    """
+
+    def __init__(self, encoder: nn.Module, masking: Masking | None, objectives: dict[str, Objective], views: int = 1, masks: int = 1):
+        super().__init__()
+        self.encoder, self.masking = encoder, masking
+        self.objectives = nn.ModuleDict(objectives)
+        self.views, self.masks = views, masks
+
+    def draws(self, x):
+        if self.masking is None:
+            return 0
+        return self.views * self.masks * self.masking.draws(self.encoder.grid(self.encoder.take(x)))
+
+    def before_step(self, progress, u):
+        if self.masking is not None:
+            self.masking.prepare(progress, u)
+
+    def draw_mask(self, x: Signal, noise: Tensor | None = None, rows: Tensor | None = None) -> Mask | None:
+        """The mask of `x` that the noise says (see `Learner.forward`)."""
+        if self.masking is None:
+            return None
+        seen = self.encoder.take(x)
+        if noise is None:
+            noise = torch.rand(len(seen) // self.views, self.draws(x), device=seen.device)
+        samples = len(noise)
+        noise = noise.reshape(samples, self.views, self.masks, -1).transpose(0, 1).flatten(0, 2)  # (views·samples·masks, draws)
+        mask = self.masking(self.encoder.grid(seen), noise)
+        if rows is None:
+            return mask
+        places = torch.arange(len(noise), device=noise.device).reshape(self.views, samples, self.masks)
+        return mask.rows(places[:, rows].flatten())
+
+    def forward(self, x, noise=None, mask=None, rows=None):
+        if mask is None:
+            mask = self.draw_mask(x, noise, rows)
+        features = self.encoder(self.encoder.take(x), mask)
+        losses = {name: objective(features, mask, x, self.encoder) for name, objective in self.objectives.items()}
+        return losses | {"loss": torch.stack(list(losses.values())).sum()}
+
+    def after_step(self, progress):
+        for objective in self.objectives.values():
+            objective.follow(self.encoder, progress)
+
+    @torch.no_grad()
+    def predict(self, x: Signal, mask: Mask, objective: str = "pixels") -> dict[str, Any]:
+        """What one objective predicts and what it should: `features`, `prediction` and `truth` (B, M, …). For viewers."""
+        part = self.objectives[objective]
+        features = self.encoder(self.encoder.take(x), mask)
+        return {"features": features, "prediction": part.decoder(features, mask), "truth": mask.masked(part.target(first(x)))}
