@@ -1,0 +1,127 @@
+"""A masking strategy to look at: some of its masks, how often each patch is masked, and how many are."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageOps
+
+from unmask import seeds
+from unmask.errors import Refused
+from unmask.masking import STRATEGIES, Masking
+from unmask.visualize.pictures import INK, PAPER, QUIET, RULE, Row, cover, font, heat, save, sheet
+
+CELL = 16  # pixels a patch in the drawing
+ROW = 4  # masks side by side
+
+
+def strategy(name: str, ratio: float | str | None = None) -> Masking:
+    """The strategy of that name, at `ratio` or at its paper's own; an unknown name is refused with the nearest one."""
+    if name not in STRATEGIES:
+        near = difflib.get_close_matches(name, STRATEGIES, 1)
+        hint = f"did you mean {near[0]}?" if near else "there are " + ", ".join(STRATEGIES)
+        raise Refused(f"no masking strategy '{name}': {hint}")
+    try:
+        return STRATEGIES[name]() if ratio is None else STRATEGIES[name](ratio)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+
+
+def show(
+    masking: Masking | str,
+    *,
+    ratio: float | str | None = None,
+    grid: tuple[int, int] = (14, 14),
+    picture: Image.Image | None = None,
+    count: int = 8,
+    draws: int = 2000,
+    seed: int = 0,
+    out: Path | str | None = None,
+) -> Image.Image:
+    """A sheet of `count` masks over `picture` (or a plain tile), and the law behind them from `draws` masks.
+
+    `masking` is a strategy or its name; `ratio` counts only with a name. Ranges and schedules are shown at the ratio
+    that the strategy holds now.
+    """
+    name = masking if isinstance(masking, str) else type(masking).__name__.lower()
+    chosen = strategy(name, ratio) if isinstance(masking, str) else masking
+    draws, patches = max(draws, count), math.prod(grid)
+    try:
+        maps = chosen(grid, seeds.uniform((draws, chosen.draws(grid)), seed, "show mask")).map  # (draws, N) True = masked
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    masked = maps.sum(1)  # (draws,)
+    base = _base(picture, grid)
+    covered = [cover(base, ~_pixels(row.reshape(grid))) for row in maps[:count]]
+    captions = [f"{n} of {patches} masked ({n / patches:.0%})" for n in masked[:count].tolist()]
+    rows = [Row(covered[i : i + ROW], captions=captions[i : i + ROW]) for i in range(0, count, ROW)]
+    often = maps.float().mean(0).reshape(grid)
+    fewest, most = int(masked.min()), int(masked.max())
+    law = Row(
+        [heat(often, 1.0).resize(base.size, Image.Resampling.NEAREST), _scale(base.size), _histogram(masked, patches, base.size)],
+        label=f"The law: {draws:,} masks drawn",
+        captions=[
+            f"each patch: {often.min():.0%} to {often.max():.0%}",
+            "",
+            f"always {fewest} masked" if fewest == most else f"{fewest} to {most} patches masked",
+        ],
+    )
+    title = f"Masking strategy: {name}, {chosen.now:g} of a {grid[0]} x {grid[1]} grid"
+    legend = [
+        f"Grey is masked. On average {masked.float().mean() / patches:.1%} of the patches are.",
+        "Last row: how often each patch is masked, the colours of that map, and how often each number of masked patches comes up.",
+    ]
+    return save(sheet([*rows, law], title=title, legend=legend), out)
+
+
+def _pixels(map: torch.Tensor) -> torch.Tensor:
+    return map.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)  # (H, W) to (H·CELL, W·CELL)
+
+
+def _base(picture: Image.Image | None, grid: tuple[int, int]) -> Image.Image:
+    """What the mask lies on: the picture, cut to the grid, or a plain tile with the patches ruled."""
+    size = (grid[1] * CELL, grid[0] * CELL)
+    if picture is not None:
+        return ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.BICUBIC)
+    tile = Image.new("RGB", size, (247, 214, 138))
+    draw = ImageDraw.Draw(tile)
+    for x in range(0, size[0], CELL):
+        draw.line((x, 0, x, size[1]), (232, 190, 100))
+    for y in range(0, size[1], CELL):
+        draw.line((0, y, size[0], y), (232, 190, 100))
+    return tile
+
+
+def _histogram(masked: torch.Tensor, patches: int, size: tuple[int, int]) -> Image.Image:
+    """Bars: how often each number of masked patches came up; a single bar where the number is fixed."""
+    image, small = Image.new("RGB", size, PAPER), font(13)
+    draw = ImageDraw.Draw(image)
+    low, high = max(int(masked.min()) - 1, 0), min(int(masked.max()) + 1, patches)
+    bins = torch.bincount(masked - low, minlength=high - low + 1).tolist()
+    bottom, wide = size[1] - 20, size[0] / len(bins)
+    half = max(min(wide * 0.42, 16), 0.5)
+    for i, many in enumerate(bins):
+        if many:
+            top, middle = bottom - max(1, round((bottom - 24) * many / max(bins))), (i + 0.5) * wide
+            draw.rectangle((middle - half, top, middle + half, bottom), (46, 107, 190))
+    draw.line((0, bottom, size[0], bottom), INK)
+    draw.text((0, bottom + 3), str(low), INK, small)
+    draw.text((size[0] - small.getlength(str(high)), bottom + 3), str(high), INK, small)
+    draw.text((0, 2), f"tallest bar: {max(bins) / len(masked):.0%} of all masks", QUIET, small)
+    return image
+
+
+def _scale(size: tuple[int, int]) -> Image.Image:
+    """The colours of the frequency map, named."""
+    image, small = Image.new("RGB", size, PAPER), font(13)
+    draw = ImageDraw.Draw(image)
+    bar = heat(torch.linspace(1, 0, size[1]).unsqueeze(1).expand(-1, 14).contiguous(), 1.0)
+    image.paste(bar, (0, 0))
+    draw.rectangle((0, 0, 13, size[1] - 1), outline=RULE)
+    for share in (1.0, 0.75, 0.5, 0.25, 0.0):
+        y = round((size[1] - 15) * (1 - share))
+        draw.text((22, y), f"{share:.0%}" + (" always masked" if share == 1 else " never" if share == 0 else ""), INK, small)
+    return image
