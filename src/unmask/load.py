@@ -13,7 +13,7 @@ from unmask.errors import Refused
 from unmask.interchange import official
 from unmask.methods import find
 from unmask.model import Learner
-from unmask.settings import FORMAT
+from unmask.settings import FORMAT, Ratio
 
 SIZES = {768: ("vit_base_patch16_224", 16), 1024: ("vit_large_patch16_224", 16), 1280: ("vit_huge_patch14_224", 16)}  # width: model, decoder heads
 
@@ -53,10 +53,9 @@ def read_metadata(file: Path) -> dict[str, str]:
         raise Refused(f"{file} is no readable safetensors file: {error}") from None
 
 
-def metadata_of(method: Any, name: str, model: str, img_size: tuple[int, int], in_chans: int, patch_size: int | None) -> dict[str, str]:
-    """What `load` needs to build a learner again, as safetensors metadata."""
-    fields = {key: str(value) if type(value).__name__ == "Ratio" else value for key, value in vars(method).items()}
-    build = {"model": model, "img_size": list(img_size), "in_chans": in_chans, "patch_size": patch_size}
+def metadata_of(method: Any, name: str, **build: Any) -> dict[str, str]:
+    """What `load` needs to build a learner again, as safetensors metadata; `build`: the words given to `method.build`."""
+    fields = {key: str(value) if isinstance(value, Ratio) else value for key, value in vars(method).items()}
     return {"format": str(FORMAT), "method": name, "settings": json.dumps(fields), "build": json.dumps(build)}
 
 

@@ -5,10 +5,32 @@ A field's line ends with a comment: that comment is its help on the command line
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 FORMAT = 1  # of config.yaml, environment.json, status.json, state.json and the metadata of safetensors files
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # of `--time`
+
+
+def seconds(time: str) -> float:
+    """The seconds that `90s`, `30m`, `8h` or `2d` mean."""
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)([smhd])", time)
+    if found is None or float(found[1]) <= 0:
+        raise ValueError(f"time must be a number and its unit, such as 90s, 30m, 8h or 2d, got '{time}'")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def _within(settings: Any, names: str, low: float, high: float | None = None, above: bool = False) -> None:
+    """A ValueError for the first of these fields, or of their numbers, outside low..high (`above`: low itself is outside)."""
+    for name in names.split():
+        value = getattr(settings, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is None or (number > low if above else number >= low) and (high is None or number <= high):
+                continue
+            wanted = f"lie between {low:g} and {high:g}" if high is not None else f"be {'more than' if above else 'at least'} {low:g}"
+            raise ValueError(f"{name} must {wanted}, got {number:g}")
 
 
 @dataclass(frozen=True)
@@ -36,16 +58,17 @@ class Ratio:
         if isinstance(value, Ratio):
             return value
         text = str(cls.PRESETS.get(str(value), value))
-        for separator, moves in ((":", "over the run"), ("-", "each step")):
-            if separator in text.lstrip("-"):
-                first, last = text.split(separator)
-                return cls(float(first), float(last), moves)
         try:
-            number = float(text)
-        except ValueError:
-            names = ", ".join(cls.PRESETS)
-            raise ValueError(f"mask_ratio must be a number, a range (.6-.9), a schedule (.5:.75) or one of {names}, got '{value}'") from None
-        return cls(number, number)
+            return cls(float(text), float(text))
+        except ValueError as error:
+            if "mask_ratio" in str(error):  # a number, outside 0..1
+                raise
+        for separator, moves in ((":", "over the run"), ("-", "each step")):
+            first, found, last = text.partition(separator)
+            if found and all(re.fullmatch(r"\d*\.?\d+", part) for part in (first, last)):
+                return cls(float(first), float(last), moves)
+        names = ", ".join(cls.PRESETS)
+        raise ValueError(f"mask_ratio must be a number, a range (.6-.9), a schedule (.5:.75) or one of {names}, got '{value}'")
 
     def at(self, progress: float, u: float) -> float:
         """The ratio of one step: `progress` in [0, 1] of the run, `u` uniform in [0, 1)."""
@@ -57,7 +80,7 @@ class Ratio:
 
     def __str__(self) -> str:
         separator = {"never": "", "each step": "-", "over the run": ":"}[self.moves]
-        return f"{self.first:g}" + (f"{separator}{self.last:g}" if separator else "")
+        return f"{self.first!r}" + (f"{separator}{self.last!r}" if separator else "")
 
 
 @dataclass(frozen=True)
@@ -69,6 +92,15 @@ class Views:
     flip: float = 0.5  # chance of a horizontal flip
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # how the crop is resized
 
+    def __post_init__(self):
+        _within(self, "scale", 0, 1, above=True)
+        _within(self, "ratio", 0, above=True)
+        _within(self, "flip", 0, 1)
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must have its smaller number first, got {low:g} {high:g}")
+
 
 @dataclass(frozen=True)
 class Trunk:
@@ -76,10 +108,16 @@ class Trunk:
 
     model: str | None = None  # any timm VisionTransformer or Eva name; not given: chosen for the data and machine
     patch_size: int | None = None  # pixels a patch side; not given: the model's own
+    width: int | None = None  # another width of its blocks, for networks smaller than any that has a name (timm's embed_dim)
+    depth: int | None = None  # another number of blocks
+    heads: int | None = None  # another number of attention heads
     img_size: tuple[int, int] | None = None  # height and width of the input (one number: square)
     in_chans: int | None = None  # channels of the input; not given: what the data has
     init: str | None = None  # start from these weights: a run, an encoder or checkpoint file, a Hugging Face folder
     activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more time
+
+    def __post_init__(self):
+        _within(self, "patch_size img_size in_chans", 1)
 
 
 @dataclass(frozen=True)
@@ -91,6 +129,11 @@ class Input:
     max_bad_share: float = 0.05  # stop when more than this share of the samples is unreadable
     tile: int | None = None  # read pictures beyond Pillow's size limit by random windows of this side
     workers: int | None = None  # processes that read and crop; not given: chosen for the machine
+
+    def __post_init__(self):
+        _within(self, "max_bad_share", 0, 1)
+        _within(self, "tile", 1)
+        _within(self, "workers", 0)
 
 
 @dataclass(frozen=True)
@@ -122,3 +165,12 @@ class Train:
     checkpoint_every: int | None = None  # steps between checkpoints; not given: about every five minutes
     keep: int = 3  # checkpoints kept
     monitor_every: int | None = None  # steps between kNN, feature rank and pictures; not given: ten times a run
+
+    def __post_init__(self):
+        _within(self, "epochs lr base_lr eps clip", 0, above=True)
+        _within(self, "steps batch_size accumulate devices nodes checkpoint_every keep monitor_every", 1)
+        _within(self, "min_lr warmup_epochs weight_decay weight_decay_end betas seed", 0)
+        if max(self.betas) >= 1:
+            raise ValueError(f"betas must be less than 1, got {max(self.betas):g}")
+        if self.time is not None:
+            seconds(self.time)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal
+from typing import Literal
 
 import timm
 from timm.models.eva import Eva
@@ -25,11 +25,14 @@ def create_trunk(
     img_size: tuple[int, int],
     in_chans: int,
     patch_size: int | None = None,
-    **more: Any,
+    width: int | None = None,
+    depth: int | None = None,
+    heads: int | None = None,
 ) -> nn.Module:
     """The timm model without a head, at this input size; any other size is taken as well (`dynamic_img_size`).
 
-    The arguments it was built with are kept in `trunk.unmask_kwargs`, so that an exported file can say them.
+    `width`, `depth` and `heads` replace the model's own. The arguments it was built with are kept in
+    `trunk.unmask_kwargs`, so that an exported file can say them.
     """
     name = model.split(".")[0]
     if not timm.is_model(name):
@@ -38,9 +41,9 @@ def create_trunk(
     module = timm.model_entrypoint(name).__module__
     if module not in FAMILIES:
         raise Refused(f"--model {model} is no plain vision transformer (its file is {module}); choose a timm VisionTransformer or Eva: unmask models")
-    arguments = FAMILIES[module] | {"img_size": tuple(img_size), "in_chans": in_chans, "num_classes": 0, "dynamic_img_size": True} | more
-    if patch_size is not None:
-        arguments["patch_size"] = patch_size
+    own = {"patch_size": patch_size, "embed_dim": width, "depth": depth, "num_heads": heads}
+    arguments = FAMILIES[module] | {"img_size": tuple(img_size), "in_chans": in_chans, "num_classes": 0, "dynamic_img_size": True}
+    arguments |= {name: value for name, value in own.items() if value is not None}
     try:
         trunk = timm.create_model(name, **arguments)
         if trunk.attn_pool is not None:  # a pooling head that nothing would train
@@ -60,10 +63,13 @@ def build(
     patch_size: int | None = None,
     masked: Literal["drop", "token"] = "drop",
     layers: tuple[int, ...] = (),
-    **more: Any,
+    **sizes: int | None,
 ) -> ViT:
-    """An encoder over the timm model of that name (or over a timm model, taken as it is); its trunk is `.trunk`."""
-    trunk = create_trunk(model, img_size, in_chans, patch_size, **more) if isinstance(model, str) else model
+    """An encoder over the timm model of that name (or over a timm model, taken as it is); its trunk is `.trunk`.
+
+    `sizes`: width, depth and heads, where they are not the model's own.
+    """
+    trunk = create_trunk(model, img_size, in_chans, patch_size, **sizes) if isinstance(model, str) else model
     if not isinstance(trunk, VisionTransformer | Eva):
         raise Refused(f"a {type(trunk).__name__} cannot be masked: give a timm VisionTransformer or Eva")
     if not trunk.dynamic_img_size:

@@ -53,9 +53,10 @@ class MAE:
         img_size: tuple[int, int] = (224, 224),
         in_chans: int = 3,
         patch_size: int | None = None,
+        **sizes: int | None,
     ) -> MaskedModel:
-        """A fresh learner over a timm VisionTransformer or Eva."""
-        encoder = build(model, img_size, in_chans, patch_size, masked="drop")
+        """A fresh learner over a timm VisionTransformer or Eva; `sizes`: its width, depth and heads where not its own."""
+        encoder = build(model, img_size, in_chans, patch_size, masked="drop", **sizes)
         width, depth, heads = default_size(encoder.width)
         width = self.decoder_width or width
         heads = self.decoder_heads or (heads if width % heads == 0 else 1)
