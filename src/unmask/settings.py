@@ -174,3 +174,79 @@ class Train:
             raise ValueError(f"betas must be less than 1, got {max(self.betas):g}")
         if self.time is not None:
             seconds(self.time)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a frozen encoder looks at pictures: the same for every command that takes ENCODER."""
+
+    img_size: tuple[int, int] | None = None  # height and width of the input (one number: square); not given: the encoder's own
+    patch_size: int | None = None  # pixels a patch side, of random:NAME
+    in_chans: int | None = None  # channels of the input, of random:NAME; not given: what the data has
+    random: bool = False  # with the encoder's weights drawn anew: what its architecture reaches without training
+    seed: int = 0  # of everything random
+    batch_size: int = 64  # pictures at once
+    workers: int | None = None  # processes that read and crop; not given: chosen for the machine
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
+    max_bad_share: float = 0.05  # stop when more than this share of the pictures is unreadable
+
+    def __post_init__(self):
+        _within(self, "patch_size img_size in_chans batch_size", 1)
+        _within(self, "workers seed", 0)
+        _within(self, "max_bad_share", 0, 1)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """On which labelled pictures an encoder is measured."""
+
+    val: str | None = None  # labelled pictures to judge by; not given: a fifth of DATA, kept apart
+    labels: str | None = None  # CSV with columns path and label, for DATA and --val; class folders are used without it
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest-neighbour protocol."""
+
+    k: int = 20  # neighbours that vote
+    temperature: float = 0.07  # a vote weighs exp(cosine / temperature)
+    pooling: Literal["auto", "cls", "mean"] = "auto"  # what a picture's features are; auto: the class token where there is one
+
+    def __post_init__(self):
+        _within(self, "k", 1)
+        _within(self, "temperature", 0, above=True)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The linear probe."""
+
+    lars: bool = False  # MAE's own protocol (LARS, BatchNorm without affine, 90 epochs) instead of the sweep of rates and poolings
+    epochs: int | None = None  # passes over the features; not given: 100, with --lars 90
+    pooling: Literal["auto", "cls", "mean"] = "auto"  # what a picture's features are; auto: the better one on a held-out part
+
+    def __post_init__(self):
+        _within(self, "epochs", 1)
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """A drawing of what a run imagines."""
+
+    out: str = "reconstruction.png"  # the picture to write
+    statistics: Literal["visible", "truth"] = "visible"  # brightness of hidden patches: estimated from what is visible, or given away
+    mask_ratio: Ratio | None = None  # share of patches hidden; not given: the run's own
+    img_size: tuple[int, int] | None = None  # height and width of the input (one number: square); not given: the run's own
+    seed: int = 0  # of the masks
+
+    def __post_init__(self):
+        _within(self, "img_size", 1)
+        _within(self, "seed", 0)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Where an encoder goes, and for which library."""
+
+    to: Literal["timm", "safetensors"] = "timm"  # timm: a folder for timm.create_model("local-dir:…"); safetensors: one file
+    out: str | None = None  # the folder or file to write

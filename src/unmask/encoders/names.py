@@ -1,0 +1,34 @@
+"""The names of timm's models, read from its source text: a wrong `--model` is refused before timm and torch are imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+from unmask.errors import Refused
+from unmask.options import suggestion
+
+TRAINABLE = ("VisionTransformer", "Eva")  # the families that can be masked
+PATTERN = re.compile(r"^@register_model\s*\ndef (\w+)\([^)]*\)(?:\s*->\s*(\w+))?", re.MULTILINE)
+
+
+def names() -> dict[str, str]:
+    """Every model name of timm, with the class it gives where the text says so ('' elsewhere)."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None or spec.origin is None:
+        raise Refused("timm is not installed: pip install timm")
+    texts = (path.read_text(encoding="utf-8") for path in sorted((Path(spec.origin).parent / "models").glob("*.py")))
+    return {name: kind for text in texts for name, kind in PATTERN.findall(text)}
+
+
+def check(name: str, said: str = "--model") -> None:
+    """Refuse a name that timm does not have. The tag of `name.tag` (published weights) is left to timm."""
+    known, base = names(), name.partition(".")[0]
+    if base not in known:
+        raise Refused(f"{said}: timm has no model '{name}'{suggestion(base, known)} (`unmask models` lists them)")
+
+
+def trainable() -> list[str]:
+    """The models that can be pre-trained."""
+    return sorted(name for name, kind in names().items() if kind in TRAINABLE)
