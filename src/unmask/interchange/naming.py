@@ -1,0 +1,68 @@
+"""What the word ENCODER means, told from the word and the disk alone: no torch here, so a wrong word is answered at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from unmask.errors import Refused
+
+FORMS = "a run folder, an encoder or checkpoint file, a Hugging Face folder, timm:NAME or random:NAME"
+
+
+class Named(NamedTuple):
+    """The kind of thing an ENCODER word names, and its path or timm name."""
+
+    kind: Literal["timm", "random", "encoder file", "checkpoint file", "learner file", "timm folder", "hugging face folder"]
+    where: str
+    note: str = ""  # what a person should know about the choice; empty when nothing is unusual
+
+
+def identify(name: str | Path) -> Named:
+    """The kind of `name`; Refused with the name and the possible forms when it is none."""
+    word = str(name)
+    prefix, _, rest = word.partition(":")
+    if prefix in ("timm", "random") and not Path(word).exists():
+        if not rest:
+            raise Refused(f"ENCODER '{word}' lacks the model's name: {prefix}:vit_small_patch16_224")
+        return Named(prefix, rest)  # type: ignore[arg-type]
+    path = Path(word).expanduser()
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise Refused(f"no ENCODER '{word}': it is neither on disk nor of the form timm:NAME; give {FORMS}")
+    if path.suffix == ".safetensors":
+        return Named("learner file" if path.name == "model.safetensors" else "encoder file", str(path))
+    if path.suffix in (".pth", ".pt", ".bin", ".ckpt"):
+        return Named("checkpoint file", str(path))
+    raise Refused(f"ENCODER '{word}' is a {path.suffix or 'nameless'} file: give {FORMS}")
+
+
+def _folder(path: Path) -> Named:
+    encoder, whole, config = path / "encoder.safetensors", path / "model.safetensors", path / "config.json"
+    unfinished = (path / "config.yaml").is_file()
+    if encoder.is_file():
+        return Named("encoder file", str(encoder))
+    if unfinished or (path / "checkpoints").is_dir():
+        steps = sorted((path / "checkpoints").glob("step-*/model.safetensors"), key=_step)
+        if steps:
+            return Named("learner file", str(steps[-1]), f"{path} is not finished: its newest checkpoint, {steps[-1].parent.name}, is used")
+        raise Refused(f"the run {path} has no encoder.safetensors and no checkpoint yet: wait for its first checkpoint, or unmask resume {path}")
+    if config.is_file():
+        try:
+            words = json.loads(config.read_text())
+        except ValueError:
+            raise Refused(f"{config} is no JSON: {path} is no encoder") from None
+        if "architecture" in words:
+            return Named("timm folder", str(path))
+        if "model_type" in words:
+            return Named("hugging face folder", str(path))
+    if whole.is_file():
+        return Named("learner file", str(whole))
+    raise Refused(f"the folder {path} holds no encoder (no encoder.safetensors, no checkpoints, no config.json): give {FORMS}")
+
+
+def _step(path: Path) -> int:
+    digits = path.parent.name.rpartition("-")[2]
+    return int(digits) if digits.isdigit() else -1
