@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -48,7 +49,7 @@ class _Queries(TorchFunctionMode):
 @contextmanager
 def _fused(block: nn.Module):
     """timm's fused attention path in one block, put back afterwards: the only path that shows queries and keys."""
-    attention = block.attn
+    attention: Any = block.attn
     was, attention.fused_attn = attention.fused_attn, True
     try:
         yield
@@ -91,7 +92,7 @@ def attention(model: nn.Module, x: Tensor) -> Attention:
     queries, keys, scale = seen.calls[0]  # (B, heads, P + N, d)
     weights = (queries.float() @ keys.float().mT * (scale or queries.shape[-1] ** -0.5)).softmax(-1)  # (B, heads, P + N, P + N)
     prefix = trunk.num_prefix_tokens
-    grid = tuple(trunk.patch_embed.dynamic_feat_size(tuple(x.shape[2:])))
+    grid = trunk.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3]))
     if trunk.cls_token is not None:
         rows, asks = weights[:, :, 0, prefix:], "the class token asks"  # (B, heads, N)
     else:
@@ -114,7 +115,7 @@ def components(model: nn.Module, x: Tensor, count: int = 3) -> tuple[Tensor, Ten
     share = (values.flip(0) / values.sum().clamp_min(1e-12))[:count]
     directions = vectors.flip(1)[:, :count]  # (D, count)
     directions = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
-    grid = tuple(trunk.patch_embed.dynamic_feat_size(tuple(x.shape[2:])))
+    grid = trunk.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3]))
     scores = (flat @ directions).reshape(len(x), *grid, -1)  # (B, rows, columns, count)
     return scores.permute(0, 3, 1, 2).float(), share.float()
 

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,12 @@ class Chart:
 
 
 CHARTS = (
-    Chart("loss", "Loss", "lower is better; the dashed lines need no network", (("patch_mean", "predict the mean patch"), ("copy_nearest", "copy the nearest visible patch"))),
+    Chart(
+        "loss",
+        "Loss",
+        "lower is better; the dashed lines need no network",
+        (("patch_mean", "predict the mean patch"), ("copy_nearest", "copy the nearest visible patch")),
+    ),
     Chart("knn", "kNN accuracy, %", "labels judge the frozen features; higher is better", (("knn_random", "random encoder"),)),
     Chart("rank", "Effective rank of the features", "directions in use; a fall towards 1 is a collapse", from_zero=True),
     Chart("lr", "Learning rate", "warm-up, then cosine", from_zero=True),
@@ -58,12 +64,8 @@ def read(path: Path | str) -> Rows:
 def column(rows: Iterable[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
     """Steps and values of one column, where both are finite numbers, in the order of the steps."""
     pairs = [(row.get("step"), row.get(key)) for row in rows]
-    good = sorted((float(s), float(v)) for s, v in pairs if _number(s) and _number(v))
+    good = sorted((float(s), float(v)) for s, v in pairs if isinstance(s, int | float) and isinstance(v, int | float) and math.isfinite(v))
     return [step for step, _ in good], [value for _, value in good]
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def thin(steps: Sequence[float], values: Sequence[float], size: int) -> tuple[list[float], list[float], list[float], list[float]]:
@@ -119,10 +121,10 @@ def _name_lines(axes, ends: list[tuple[float, str]]) -> None:
         axes.set_ylim(low, high)
     taken: list[float] = []
     for level, said in sorted(ends):
-        if any(abs(level - other) < 0.075 * (high - low) for other in taken):  # too close to write above: below instead
-            axes.annotate(f"{said} {level:.3g}", (1, level), (-2, -3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", va="top", color=QUIET, fontsize=9)
-        else:
-            axes.annotate(f"{said} {level:.3g}", (1, level), (-2, 2), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", va="bottom", color=QUIET, fontsize=9)
+        close = any(abs(level - other) < 0.075 * (high - low) for other in taken)  # then below its line, not above
+        side: dict[str, Any] = {"xytext": (-2, -3 if close else 2), "va": "top" if close else "bottom", "ha": "right"}
+        where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axes.annotate(f"{said} {level:.3g}", (1, level), color=QUIET, fontsize=9, **side, **where)
         taken.append(level)
 
 
@@ -134,6 +136,7 @@ def _dress(axes, chart: Chart) -> None:
     axes.grid(axis="y", color=RULE, linewidth=0.8, zorder=0)
     axes.set_axisbelow(True)
     axes.margins(x=0.01)
+    axes.locator_params(axis="y", nbins=5)
     axes.yaxis.set_major_formatter(lambda value, place: f"{value:.6g}")  # no factor set apart from the axis
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
@@ -171,8 +174,10 @@ def svg(chart: Chart, runs: dict[str, Rows]) -> str:
     for colour, name in names.items():
         body = body.replace(colour, f"var(--{name})")
     body = re.sub(r'(id="|url\(#|href="#)', rf"\1{chart.key}-", body)  # several charts share one page
-    said = f"{chart.title} over the steps: {_summary(chart, runs)}".replace("&", "and").replace('"', "'").replace("<", "")
-    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg role="img" aria-label="{said}" viewBox="\1" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">', body, count=1)
+    box = re.search(r'viewBox="[^"]*"', body)
+    said = escape(f"{chart.title} over the steps: {_summary(chart, runs)}", quote=True)
+    space = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'<svg role="img" aria-label="{said}" {box.group() if box else ""} {space}>' + body[body.index(">") + 1 :]
 
 
 def _summary(chart: Chart, runs: dict[str, Rows]) -> str:

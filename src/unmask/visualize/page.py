@@ -12,8 +12,7 @@ from unmask.visualize.curves import SERIES
 DARK_SERIES = ("#7db4f0", "#f0a36b", "#6fce9b", "#c3a2ff", "#f597aa", "#b3bcc8")  # contrast on the dark card above 7 each
 MARKS = {"good": ("✓", "good"), "bad": ("!", "attention"), "open": ("?", "open question"), "note": ("i", "note")}
 
-STYLE = (
-    """
+STYLE = """
 :root { color-scheme: light dark; --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
   --mono: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
   --page: #f3f5f7; --card: #ffffff; --ink: #181c22; --quiet: #525a65; --rule: #d5dae0; --code: #f3f5f7;
@@ -50,8 +49,7 @@ details summary { cursor: pointer; color: var(--note); padding: 6px 0 } .chip { 
 footer { color: var(--quiet); font-size: 14px; padding: 6px 4px }
 @media print { body { background: #fff } section, .tile { break-inside: avoid } }
 """.replace("LIGHT", " ".join(f"--series-{i + 1}: {colour};" for i, colour in enumerate(SERIES))).replace(
-        "NIGHT", " ".join(f"--series-{i + 1}: {colour};" for i, colour in enumerate(DARK_SERIES))
-    )
+    "NIGHT", " ".join(f"--series-{i + 1}: {colour};" for i, colour in enumerate(DARK_SERIES))
 )
 
 
@@ -71,7 +69,9 @@ def page(title: str, heading: str, under: str, body: Iterable[str], foot: str) -
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n<header>{sign()}<div><h1>{heading}</h1>"
-        f'<p class="under">{escape(under)}</p></div></header>\n' + "\n".join(part for part in body if part) + f"\n<footer>{escape(foot)}</footer>\n</main></body></html>\n"
+        f'<p class="under">{escape(under)}</p></div></header>\n'
+        + "\n".join(part for part in body if part)
+        + f"\n<footer>{escape(foot)}</footer>\n</main></body></html>\n"
     )
 
 

@@ -35,20 +35,20 @@ class Colours:
     def of(cls, x: torch.Tensor, mean: Sequence[float], std: Sequence[float], bands: Sequence[int] | None = None) -> Colours:
         """The colours for normalised originals `x (B, C, H, W)`; `bands` are channel numbers from 0, one or three."""
         channels = x.shape[1]
-        column = [torch.tensor(list(value), dtype=torch.float32).expand(channels).reshape(-1, 1, 1) for value in (mean, std)]
+        middle, width = (torch.tensor(list(value), dtype=torch.float32).expand(channels).reshape(-1, 1, 1) for value in (mean, std))
         if bands is None:
             bands = (0, 1, 2) if channels >= 3 else (0,)
         bands = tuple(bands)
         low, high = torch.zeros(len(bands), 1, 1), torch.ones(len(bands), 1, 1)
         if channels in (1, 3) and bands in ((0,), (0, 1, 2)):
-            return cls(*column, bands, low, high)
-        shown = (x.float().cpu() * column[1] + column[0])[:, list(bands)].transpose(0, 1).flatten(1)  # (bands, B*H*W)
+            return cls(middle, width, bands, low, high)
+        shown = (x.float().cpu() * width + middle)[:, list(bands)].transpose(0, 1).flatten(1)  # (bands, B*H*W)
         shown = shown[:, :: max(1, shown.shape[1] // 100_000)]  # torch.quantile takes up to 2^24 numbers
         low, high = (torch.quantile(shown, q, dim=1).reshape(-1, 1, 1) for q in (0.02, 0.98))
         high = torch.maximum(high, low + 1e-6)
         numbers = ", ".join(str(band + 1) for band in bands)
         what = f"channels {numbers} of {channels} shown as red, green, blue" if len(bands) == 3 else f"channel {numbers} of {channels} shown as grey"
-        return cls(*column, bands, low, high, what + ", contrast stretched (2nd to 98th percentile); errors count all channels")
+        return cls(middle, width, bands, low, high, what + ", contrast stretched (2nd to 98th percentile); errors count all channels")
 
     def unit(self, x: torch.Tensor) -> torch.Tensor:
         """The picture behind the network's numbers: `(B, C, H, W)`, all channels, 0..1 where the data's range is."""
@@ -134,7 +134,9 @@ def sheet(rows: Sequence[Row], header: Sequence[str] = (), title: str = "", lege
     heads = [wrap(text, width, middle) for text, width in zip(header, widths)]
     titles, legends = wrap(title, inner, big), [line for text in legend for line in wrap(text, inner, small)]
     head = max((len(lines) for lines in heads), default=0)
-    bodies = [22 * bool(row.label) + max((panel.height for panel in line), default=0) + 22 * any(row.captions) + GAP for row, line in zip(rows, panels)]
+    bodies = [
+        22 * bool(row.label) + max((panel.height for panel in line), default=0) + 22 * any(row.captions) + GAP for row, line in zip(rows, panels)
+    ]
     height = 2 * MARGIN + 30 * len(titles) + 20 * head + 8 + sum(bodies) + (8 + 20 * len(legends) if legends else 0)
     canvas = Image.new("RGB", (inner + 2 * MARGIN, height), PAPER)
     draw, y = ImageDraw.Draw(canvas), MARGIN
@@ -146,8 +148,8 @@ def sheet(rows: Sequence[Row], header: Sequence[str] = (), title: str = "", lege
         for i, line in enumerate(lines):
             draw.text((left, y + 20 * (head - len(lines) + i)), line, INK, middle)
     y += 20 * head + 8
-    for row, line in zip(rows, panels):
-        y = _row(canvas, draw, row, line, lefts, y, inner)
+    for row, images in zip(rows, panels):
+        y = _row(canvas, draw, row, images, lefts, y, inner)
     if legends:
         draw.line((MARGIN, y, MARGIN + inner, y), RULE)
         for i, line in enumerate(legends):

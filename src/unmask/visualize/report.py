@@ -17,9 +17,11 @@ from unmask.visualize.curves import column, present, svg
 from unmask.visualize.verdict import Run, final_loss, interval, verdict
 
 KEY = (
-    "method data model patch_size img_size in_chans method.mask_ratio method.masking method.norm_pix method.decoder_width method.decoder_depth "
-    "method.decoder_heads epochs steps time batch_size accumulate lr base_lr weight_decay warmup_epochs seed precision accelerator devices init"
-).split()
+    *("method", "data", "model", "init", "patch_size", "img_size", "in_chans"),
+    *("method.mask_ratio", "method.masking", "method.norm_pix", "method.decoder_width", "method.decoder_depth", "method.decoder_heads"),
+    *("epochs", "steps", "time", "batch_size", "accumulate", "lr", "base_lr", "weight_decay", "warmup_epochs"),
+    *("seed", "precision", "accelerator", "devices"),
+)
 PICTURES = 4  # reconstructions shown of a run: the last one large, earlier ones folded
 COLOURS = {"finished": "good", "failed": "bad", "interrupted": "open", "running": "note"}
 
@@ -90,7 +92,8 @@ def _under(run: Run) -> str:
 
 
 def _foot(run: Run) -> str:
-    versions = run.environment.get("versions") if isinstance(run.environment.get("versions"), dict) else run.environment
+    inner = run.environment.get("versions")
+    versions = inner if isinstance(inner, dict) else run.environment
     said = [f"{name} {versions[name]}" for name in ("unmask", "torch", "timm", "python") if isinstance(versions.get(name), str)]
     return "Written by unmask" + (f" · {', '.join(said)}" if said else "") + ". This page is one file and loads nothing from a network."
 
@@ -164,8 +167,15 @@ def _evaluations(runs: dict[str, Run]) -> str:
     for (name, row), (low, high) in zip(rows, bounds):
         who = "random encoder" if row.get("random") else name if len(runs) > 1 else str(row.get("name") or "this run")
         line = [row.get("protocol", ""), who, f"{row['top1']:.1f} %", f"{low:.1f} to {high:.1f}"]
-        rest = [row.get("pooling", ""), _text(row.get("img_size") or ""), f"{row.get('n_train', '?')} / {row.get('n_val', '?')}", _text(row.get("seed", ""))]
-        cells.append([*(escape(str(cell)) for cell in line), page.whisker(float(row["top1"]), low, high, left, right), *(escape(str(cell)) for cell in rest)])
+        rest = [
+            row.get("pooling", ""),
+            _text(row.get("img_size") or ""),
+            f"{row.get('n_train', '?')} / {row.get('n_val', '?')}",
+            _text(row.get("seed", "")),
+        ]
+        cells.append(
+            [*(escape(str(cell)) for cell in line), page.whisker(float(row["top1"]), low, high, left, right), *(escape(str(cell)) for cell in rest)]
+        )
     head = ["protocol", "encoder", "top-1", "95 % interval", f"{left} to {right} %", "pooling", "pixels", "train / test", "seed"]
     note = "<p class='under'>The interval says how sure the figure is for this many test pictures; another seed of the training moves it too.</p>"
     return page.table(head, cells) + note
@@ -200,7 +210,10 @@ def _next(run: Run) -> list[tuple[str, str]]:
         return [*items, ("Write this page again:", f"unmask report {here}")]
     export = shlex.quote(str(run.folder.with_name(run.name + "-timm")))
     return [
-        ("How useful are the features? The nearest neighbours of each picture, which need labels but no training:", f"unmask evaluate knn {here} {data}"),
+        (
+            "How useful are the features? The nearest neighbours of each picture, which need labels but no training:",
+            f"unmask evaluate knn {here} {data}",
+        ),
         ("The same with untrained weights: the figure to beat.", f"unmask evaluate knn {here} {data} --random"),
         ("Look at other pictures through it:", f"unmask reconstruct {here} PICTURES --out grid.png"),
         ("Take the encoder to timm:", f"unmask export {here} --to timm --out {export}"),
@@ -222,11 +235,13 @@ def _differences(runs: dict[str, Run]) -> str:
         if len(set(values)) > 1 and name != "out":
             rows.append([f"<code>{escape(name)}</code>", *(escape(value) for value in values)])
     results = [["steps done", *(f"{run.step:,}" for run in runs.values())]]
-    results.append(["<b>loss at the end</b>", *(f"<b>{loss:.3f}</b>" if (loss := final_loss(run)) is not None else "none yet" for run in runs.values())])
+    results.append(
+        ["<b>loss at the end</b>", *(f"<b>{loss:.3f}</b>" if (loss := final_loss(run)) is not None else "none yet" for run in runs.values())]
+    )
     for key, said in (("knn", "kNN, %"), ("rank", "effective rank"), ("images_per_second", "pictures a second")):
-        values = [column(run.rows, key)[1] for run in runs.values()]
-        if any(values):
-            results.append([said, *(f"{value[-1]:,.1f}" if value else "" for value in values)])
+        measured = [column(run.rows, key)[1] for run in runs.values()]
+        if any(measured):
+            results.append([said, *(f"{values[-1]:,.1f}" if values else "" for values in measured)])
     targets = {str(run.config.get("method")) + str(run.config.get("method.norm_pix")) for run in runs.values()}
     note = "<p class='under'>Losses of different methods or targets cannot be compared with each other.</p>" if len(targets) > 1 else ""
     settings = page.table(["setting", *runs], rows) if rows else "<p>The settings are the same.</p>"

@@ -124,18 +124,26 @@ def _loss(run: Run) -> list[Finding]:
     ahead = [f"{said} ({level:.3f})" for said, level in levels if loss >= level]
     if not ahead:
         both = "both baselines" if len(levels) == 2 else "the baseline"
-        findings = [Finding("good", f"The loss is {loss:.3f}, lower than {both}: {' and '.join(beaten)}. It has learned something about what is hidden.")]
+        findings = [
+            Finding("good", f"The loss is {loss:.3f}, lower than {both}: {' and '.join(beaten)}. It has learned something about what is hidden.")
+        ]
     elif beaten:
         findings = [Finding("bad", f"The loss is {loss:.3f}: lower than {beaten[0]}, but not lower than {ahead[0]}, which needs no network.")]
     else:
-        findings = [Finding("bad", f"The loss is {loss:.3f}, not lower than {' or '.join(ahead)}. The network has not learned to predict what is hidden yet.")]
+        findings = [
+            Finding("bad", f"The loss is {loss:.3f}, not lower than {' or '.join(ahead)}. The network has not learned to predict what is hidden yet.")
+        ]
     _, losses = column(run.rows, "loss")
     fifth = len(losses) // 5
     if fifth >= 20:
         before, after = statistics.fmean(losses[-2 * fifth : -fifth]), statistics.fmean(losses[-fifth:])
         noise = (statistics.variance(losses[-2 * fifth : -fifth]) / fifth + statistics.variance(losses[-fifth:]) / fifth) ** 0.5
         if before - after > max(3 * noise, 0.005 * abs(before)):
-            findings.append(Finding("note", f"The loss still fell by {1 - after / before:.1%} over the last fifth of the steps: a longer run would probably go lower."))
+            findings.append(
+                Finding(
+                    "note", f"The loss still fell by {1 - after / before:.1%} over the last fifth of the steps: a longer run would probably go lower."
+                )
+            )
     return findings
 
 
@@ -146,10 +154,10 @@ def _knn(run: Run) -> list[Finding]:
     random = column(run.rows, "knn_random")[1]
     start, said = (random[-1], "the random encoder") if random else (values[0], f"the first measurement (step {steps[0]:.0f})")
     if not random and len(values) == 1:
-        return [Finding("open", f"kNN on the frozen features: {values[0]:.1f} %, measured once; there is nothing to compare it with.")]
+        return [Finding("open", f"kNN while training: {values[0]:.1f} %, measured once; there is nothing to compare it with.")]
     tested = column(run.rows, "knn_n")[1]
     half = 1.96 * 100 * (max(start * (100 - start), 1.0) / 1e4 / tested[-1] * 2) ** 0.5 if tested else None  # of a difference of two shares
-    change = f"kNN on the frozen features: {values[-1]:.1f} %, {said}: {start:.1f} %"
+    change = f"kNN while training: {values[-1]:.1f} %, {said}: {start:.1f} %"
     if half is not None and abs(values[-1] - start) <= half:
         return [Finding("open", f"{change}. With {tested[-1]:.0f} test pictures the difference is within chance (about ±{half:.1f}).")]
     if values[-1] > start:
@@ -166,10 +174,12 @@ def _evaluated(run: Run) -> list[Finding]:
         if not trained:
             continue
         if not random:
-            findings.append(Finding("note", f"{protocol}: {trained[-1]['top1']:.1f} %. Measure the random encoder beside it (--random) before judging."))
+            findings.append(
+                Finding("note", f"evaluate {protocol}: {trained[-1]['top1']:.1f} %. Measure the random encoder beside it (--random) before judging.")
+            )
             continue
         ours, theirs = trained[-1], random[-1]
-        said = f"{protocol}: {ours['top1']:.1f} % against {theirs['top1']:.1f} % of the random encoder"
+        said = f"evaluate {protocol}: {ours['top1']:.1f} % against {theirs['top1']:.1f} % of the random encoder"
         (low, high), (lowest, highest) = interval(ours), interval(theirs)
         if low > highest:
             findings.append(Finding("good", f"{said}; the intervals do not touch."))
@@ -214,7 +224,11 @@ def _bad(run: Run) -> list[Finding]:
         findings.append(Finding("note", f"{many} bad sample{'s were' if many > 1 else ' was'} replaced and listed in quarantine.jsonl."))
     skipped = sum(1 for row in run.rows if row.get("skipped"))
     if skipped:
-        findings.append(Finding("bad", f"{skipped} step{'s' if skipped > 1 else ''} had a loss that was not finite and {'were' if skipped > 1 else 'was'} skipped."))
+        findings.append(
+            Finding(
+                "bad", f"{skipped} step{'s' if skipped > 1 else ''} had a loss that was not finite and {'were' if skipped > 1 else 'was'} skipped."
+            )
+        )
     return findings
 
 
