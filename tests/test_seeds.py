@@ -22,7 +22,7 @@ def test_uniform_depends_on_the_place_alone():
     torch.rand(5)
     assert torch.equal(first, seeds.uniform((64, 16), 7, "mask", 3))
     assert not torch.equal(first, seeds.uniform((64, 16), 7, "mask", 4))
-    assert first.dtype == torch.float32 and 0 <= first.min() and first.max() < 1
+    assert first.dtype == torch.float32 and first.min() >= 0 and first.max() < 1
     assert abs(first.mean() - 0.5) < 0.05
 
 

@@ -1,0 +1,130 @@
+"""Tar shards, read in place: an index of offsets is made once, members are never extracted.
+
+Pictures may lie in folders (class folders give labels) or follow WebDataset: `key.jpg` with `key.cls` (a number or word) or
+`key.json` (an object with `label` or `cls`) beside it. What a member's name says can therefore never write a file;
+a name that climbs out of the archive is refused all the same, for nobody makes one by accident.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import tarfile
+from hashlib import blake2b
+
+import numpy as np
+
+from unmask.data.forms import PICTURES, Form, extension, hidden
+from unmask.data.quarantine import BadSample
+from unmask.data.sources import SPLITS, Labels, Names, Source
+from unmask.errors import Refused
+
+OPEN = 64  # shards that one process keeps open
+
+
+class Tars(Source):
+    """The pictures of one or several tar files; `form.part` keeps only those under that folder."""
+
+    def __init__(self, form: Form):
+        self.shards = form.paths
+        members: list[str] = []
+        places: list[tuple[int, int, int]] = []  # shard, offset, bytes
+        beside: dict[tuple[int, str], object] = {}
+        for shard, path in enumerate(self.shards):
+            for name, offset, size, label in _index(path, form.part):
+                if label is None:
+                    members.append(name)
+                    places.append((shard, offset, size))
+                else:
+                    beside[shard, _key(name)] = label
+        if not members:
+            inside = f"/{form.part}" if form.part else ""
+            raise Refused(f"no pictures in {self.shards[0]}{inside}" + (f" and {len(self.shards) - 1} more" if len(self.shards) > 1 else ""))
+        self.members = Names(members)
+        self.places = np.array(places, np.int64)
+        self.part = form.part
+        self.fingerprint = blake2b(self.members.digest.encode() + self.places.tobytes(), digest_size=16).hexdigest()
+        if beside:
+            self._label(Labels([beside.get((place[0], _key(name))) for name, place in zip(members, places)]))
+        else:
+            self._label_by_folder(members)
+        self._files: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getstate__(self):
+        return self.__dict__ | {"_files": {}}  # each process opens its own
+
+    def name(self, index: int) -> str:
+        return "/".join(word for word in (self.shards[int(self.places[index, 0])], self.part, self.members[index]) if word)
+
+    def raw(self, index: int) -> bytes:
+        shard, offset, size = (int(number) for number in self.places[index])
+        try:
+            data = os.pread(self._file(shard), size, offset)
+        except OSError as error:
+            raise BadSample(f"{self.shards[shard]}: {error.strerror}") from None
+        if len(data) < size:
+            raise BadSample("the archive ends within this member")
+        return data
+
+    def _file(self, shard: int) -> int:
+        if shard not in self._files:
+            if len(self._files) >= OPEN:
+                os.close(self._files.pop(next(iter(self._files))))
+            self._files[shard] = os.open(self.shards[shard], os.O_RDONLY)
+        return self._files[shard]
+
+    def _split(self, index: int) -> str | None:
+        first = self.members[index].split("/", 1)[0]
+        return first if first in SPLITS else None
+
+
+def _key(name: str) -> str:
+    """WebDataset's key: all up to the first dot of the base name."""
+    folder, base = posixpath.split(name)
+    return posixpath.join(folder, base.split(".", 1)[0])
+
+
+def _index(path: str, part: str):
+    """(name below `part`, offset, bytes, label or None for a picture) of every member that matters, in the archive's order."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # the index is ours; tarfile would keep an object for each member
+                if not member.isreg():
+                    continue
+                name = posixpath.normpath(member.name.lstrip("/"))
+                if name.startswith("..") and name.split("/", 1)[0] == "..":
+                    raise Refused(f"{path} is refused: its member '{member.name}' points outside the archive")
+                if part:
+                    if not name.startswith(part + "/"):
+                        continue
+                    name = name[len(part) + 1 :]
+                if any(hidden(word) for word in name.split("/")):
+                    continue
+                kind = extension(name)
+                if kind in PICTURES:
+                    yield name, member.offset_data, member.size, None
+                elif kind in (".cls", ".json") and member.size < 1 << 20:
+                    label = _side_label(tar, member, kind)
+                    if label is not None:
+                        yield name, member.offset_data, member.size, label
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise Refused(f"{path} cannot be read as an uncompressed tar: {error}") from None
+
+
+def _side_label(tar: tarfile.TarFile, member: tarfile.TarInfo, kind: str):
+    """The number or word in a `.cls`, or under `label` or `cls` in a `.json`."""
+    file = tar.extractfile(member)
+    text = file.read().decode("utf-8", "replace").strip() if file else ""
+    if kind == ".cls":
+        return text or None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    label = found.get("label", found.get("cls")) if isinstance(found, dict) else None
+    return label if isinstance(label, int | str) else None

@@ -1,0 +1,185 @@
+"""Pictures in memory or in one file: `.npy` and `.npz` (memory-mapped where they are stored plainly), arrays, torch Datasets.
+
+No file is ever unpickled: an array of Python objects is refused by name.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from unmask.data.forms import Form, extension
+from unmask.data.quarantine import BadSample
+from unmask.data.sources import Labels, Source
+from unmask.errors import Refused
+
+PICTURE_NAMES = ("images", "image", "pictures", "x", "X", "x_train", "train_images", "data", "arr_0")
+LABEL_NAMES = ("labels", "label", "y", "Y", "y_train", "train_labels", "targets", "target", "classes")
+
+
+class Arrays(Source):
+    """Pictures in one array: (N, H, W), (N, H, W, C) or (N, C, H, W); of the two, channels are the shorter side (a tie: last)."""
+
+    def __init__(self, array: np.ndarray, path: str, labels: Labels | None = None, reopen: tuple | None = None):
+        if array.dtype.kind not in "uifb":
+            raise Refused(f"{path} holds {array.dtype} numbers, which are no pixels")
+        if array.ndim not in (3, 4) or 0 in array.shape:
+            raise Refused(f"{path} has the shape {tuple(array.shape)}: pictures are (N, H, W), (N, H, W, C) or (N, C, H, W)")
+        self.path, self.array, self._reopen = path, array, reopen
+        self.channels_first = array.ndim == 4 and array.shape[1] < array.shape[3]
+        order = {3: "N H W", 4: "N C H W" if self.channels_first else "N H W C"}[array.ndim]
+        self.said = (f"{path}: shape {tuple(array.shape)} is read as ({order.replace(' ', ', ')}), {array.dtype}",)
+        self.fingerprint = blake2b(f"{os.path.basename(path)}{array.shape}{array.dtype}".encode(), digest_size=16).hexdigest()
+        self._label(labels)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getstate__(self):
+        return self.__dict__ | ({"array": None} if self._reopen else {})  # a mapped file is mapped anew in each process
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        if self._reopen:
+            self.array = np.memmap(*self._reopen[:3], offset=self._reopen[3], shape=self._reopen[4], order=self._reopen[5])
+
+    def name(self, index: int) -> str:
+        return f"{self.path}#{index}"
+
+    def raw(self, index: int) -> np.ndarray:
+        picture = np.asarray(self.array[index])
+        return picture.transpose(1, 2, 0) if self.channels_first else picture  # (H, W[, C])
+
+
+class Wrapped(Source):
+    """Any torch Dataset or sequence whose items are a picture, (picture, label, …) or {"image": …, "label": …}.
+
+    A picture is a Pillow image, an array (H, W[, C]), a tensor (C, H, W), a path or the bytes of a file. Random transforms belong
+    to `Views`, not into the Dataset: they would not be keyed. Labels are those of a `targets` attribute (torchvision's name).
+    """
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+        self.fingerprint = f"{type(dataset).__name__}-{len(dataset)}"
+        targets = getattr(dataset, "targets", None)
+        if targets is not None and len(targets) == len(dataset):
+            self._label(Labels(_numpy(targets).tolist() if not isinstance(targets, list) else targets, getattr(dataset, "classes", None)))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def name(self, index: int) -> str:
+        return f"{type(self.dataset).__name__}#{index}"
+
+    def raw(self, index: int) -> Any:
+        try:
+            item = self.dataset[index]
+        except Exception as error:
+            raise BadSample(f"the Dataset raised {type(error).__name__}: {' '.join(str(error).split())}") from error
+        if isinstance(item, dict):
+            item = item["image"] if "image" in item else next(iter(item.values()))
+        if isinstance(item, tuple | list):
+            item = item[0]
+        if type(item).__module__.split(".")[0] == "torch":
+            item = _numpy(item)
+            return item.transpose(1, 2, 0) if item.ndim == 3 else item  # (C, H, W) -> (H, W, C)
+        return os.fspath(item) if isinstance(item, os.PathLike) else item
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    return tensor.detach().cpu().numpy() if type(tensor).__module__.split(".")[0] == "torch" else np.asarray(tensor)
+
+
+def in_memory(data: Any) -> Source:
+    """A source over an array, a tensor, or anything with a length and items."""
+    module = type(data).__module__.split(".")[0]
+    if isinstance(data, np.ndarray) or module == "torch" and type(data).__name__ == "Tensor":
+        return Arrays(_numpy(data), "array")
+    if module == "datasets" and type(data).__name__ == "Dataset":
+        from unmask.data.tables import Hub
+
+        return Hub(data, "dataset")
+    try:
+        size, _ = len(data), type(data).__getitem__
+    except (TypeError, AttributeError):
+        raise Refused(f"a {type(data).__name__} cannot be DATA: it needs a length and items by number (an IterableDataset has none)") from None
+    if not size:
+        raise Refused(f"the {type(data).__name__} is empty: no pictures in it")
+    return Wrapped(data)
+
+
+def open_arrays(form: Form) -> Source:
+    """The pictures, and the labels where there are some, of a `.npy` or `.npz` file."""
+    path = form.paths[0]
+    try:
+        if extension(path) == ".npy":
+            return _arrays(_load(path), path, None)
+        with zipfile.ZipFile(path) as archive:
+            names = {name[:-4]: name for name in archive.namelist() if name.endswith(".npy")}
+        with np.load(path, allow_pickle=False) as file:
+            shapes = {name: _shape(path, member) for name, member in names.items()}
+            chosen = _chosen(path, shapes)
+            labels = next((file[name] for name in LABEL_NAMES if name in names and shapes[name] == shapes[chosen][:1]), None)
+            mapped = _mapped_member(path, names[chosen])
+            return _arrays(mapped if mapped is not None else file[chosen], path, None if labels is None else Labels(list(labels)))
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        if isinstance(error, Refused):
+            raise
+        if "pickle" in str(error).lower() or "object array" in str(error).lower():
+            raise Refused(f"{path} is refused: it holds Python objects, and opening those would run whatever code is in them") from None
+        raise Refused(f"{path} cannot be read as {extension(path)}: {error}") from None
+
+
+def _load(path: str) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _arrays(array: np.ndarray, path: str, labels: Labels | None) -> Arrays:
+    reopen = None
+    if isinstance(array, np.memmap):
+        order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+        reopen = (array.filename, array.dtype, "r", array.offset, array.shape, order)
+    return Arrays(array, path, labels, reopen)
+
+
+def _header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)
+
+
+def _shape(path: str, member: str) -> tuple[int, ...]:
+    with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+        return _header(file)[0]
+
+
+def _chosen(path: str, shapes: dict[str, tuple[int, ...]]) -> str:
+    """The array of pictures: by its name, else the only one that can be."""
+    likely = [name for name, shape in shapes.items() if len(shape) in (3, 4)]
+    named = [name for name in PICTURE_NAMES if name in likely]
+    if named or len(likely) == 1:
+        return (named or likely)[0]
+    there = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    raise Refused(f"{path}: which array holds the pictures? Name it 'images' (there are: {there or 'none'})")
+
+
+def _mapped_member(path: str, member: str) -> np.ndarray | None:
+    """A member that `numpy.savez` stored without compression, mapped where it lies in the zip file."""
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(member)
+        if info.compress_type != zipfile.ZIP_STORED:
+            return None
+        with archive.open(member) as file:
+            shape, fortran, dtype = _header(file)
+            header = file.tell()
+    if dtype.hasobject:
+        return None  # numpy.load refuses it
+    with open(path, "rb") as file:
+        file.seek(info.header_offset + 26)
+        name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+    start = info.header_offset + 30 + name + extra + header
+    return np.memmap(path, dtype, "r", offset=start, shape=shape, order="F" if fortran else "C")

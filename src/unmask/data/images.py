@@ -1,0 +1,161 @@
+"""Files become pictures: JPEG, PNG, WebP, BMP, GIF and plain TIFF through Pillow, the rest of TIFF through `raster`.
+
+What is kept and what is not, said once:
+- EXIF rotation is applied. Of a GIF, an animation or a paged WebP the first frame is the picture.
+- Grey, bilevel and grey-with-alpha are one band; palette, colour, colour-with-alpha, CMYK, YCbCr, LAB are three. The alpha of
+  8- and 16-bit PNG, WebP, GIF and TIFF is dropped, as torchvision and timm do: the colour under it stays as it is stored.
+- 16-bit PNG keeps all its bits, colour too (Pillow alone would cut colour to 8).
+- A file that ends early is a bad sample: Pillow's LOAD_TRUNCATED_IMAGES is never set.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+from collections.abc import Callable
+from io import BytesIO
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+from unmask.data.quarantine import BadSample
+from unmask.data.raster import LIMIT, Bands, Picture, Tiff
+
+T = TypeVar("T")
+GREY = frozenset({"1", "L", "LA", "La"})
+DEEP = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N", "F"})  # more than 8 bits, one band
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+WHOLE = 1 << 30  # pixels of the largest picture that `--tile` decodes whole to cut a window (4 GiB in Pillow)
+
+# Pillow warns about large pictures, of odd metadata and of palettes on every file: what matters is a bad sample with its reason here.
+warnings.filterwarnings("ignore", module=r"PIL\..*")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def open_picture(raw: str | bytes | np.ndarray | Image.Image) -> Picture:
+    """The picture in a file, in bytes, in an array (H, W[, C]) or in a Pillow image; BadSample says why there is none."""
+    if isinstance(raw, np.ndarray):
+        return Bands(raw)
+    if isinstance(raw, Image.Image):
+        return Photo(raw)
+    return guarded(lambda: _opened(raw))
+
+
+def guarded(work: Callable[[], T]) -> T:
+    """The answer of `work`; whatever a decoder raises about a broken file becomes a BadSample with a readable reason."""
+    try:
+        return work()
+    except BadSample:
+        raise
+    except FileNotFoundError as error:
+        path = str(error.filename or "")
+        raise BadSample(f"a link to nowhere ({os.readlink(path)})" if os.path.islink(path) else "no such file") from None
+    except UnidentifiedImageError:
+        raise BadSample("not a picture of a known kind") from None
+    except MemoryError:
+        raise BadSample("does not fit into memory") from None
+    except Exception as error:
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split()) or "cannot be decoded"
+        raise BadSample(f"{reason} ({type(error).__name__})" if not isinstance(error, OSError) else reason) from None
+
+
+def _opened(raw: str | bytes) -> Picture:
+    if isinstance(raw, str):
+        with open(raw, "rb") as file:
+            head = file.read(32)
+            if head[:4] not in TIFF:  # of a large TIFF only a window may be wanted: it stays on the disk
+                raw = head + file.read()
+    else:
+        head = raw[:32]
+    if not head:
+        raise BadSample("empty file")
+    if head[:4] in TIFF:
+        return _tiff(raw)
+    if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) > 25 and head[24] == 16 and head[25] != 0:
+        return _deep_png(raw)
+    return Photo(_pillow(BytesIO(raw)))
+
+
+def _pillow(file) -> Image.Image:
+    """Image.open without its own limit on size: ours names --tile."""
+    try:
+        return Image.open(file)
+    except Image.DecompressionBombError:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _tiff(raw: str | bytes) -> Picture:
+    """Pillow where it reads every band, bit and page of the file, tifffile everywhere else."""
+    try:
+        image = Image.open(raw if isinstance(raw, str) else BytesIO(raw))
+        tags = image.tag_v2
+        bits, samples, extra = tags.get(258, (1,)), tags.get(277, 1), tags.get(338, ())
+        whole = samples in (1, 3) and not extra or samples in (2, 4) and len(extra) == 1 and extra[0] in (1, 2) or image.mode == "CMYK" and not extra
+        if whole and max(bits) <= 8 and getattr(image, "n_frames", 1) == 1:
+            if image.width * image.height <= LIMIT:
+                return Photo(image)
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, struct.error, ValueError, KeyError, TypeError):
+        pass  # tifffile says what it is
+    return Tiff(raw)
+
+
+def _deep_png(raw: bytes) -> Picture:
+    """A colour PNG of 16 bits a channel: torchvision's decoder keeps them; alpha is the last of 2 or 4 channels."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_png
+
+    width, height = struct.unpack(">II", raw[16:24])
+    if width * height > LIMIT:
+        raise BadSample(f"too large to decode in one piece ({width} x {height} pixels of 16 bits)")
+    Image.open(BytesIO(raw)).load()  # Pillow is the stricter judge of a damaged file
+    data = decode_png(torch.frombuffer(bytearray(raw), dtype=torch.uint8), ImageReadMode.UNCHANGED).numpy()  # (C, H, W)
+    colours = {2: 1, 4: 3}.get(data.shape[0], data.shape[0])
+    return Bands(data[:colours].transpose(1, 2, 0))  # (H, W, C)
+
+
+class Photo(Picture):
+    """A picture that Pillow decodes; JPEG can be decoded at a half, a quarter or an eighth of its size."""
+
+    def __init__(self, image: Image.Image):
+        self._image = image
+        self.width, self.height = image.size
+        # Pillow itself turns TIFF; elsewhere the rotation stands in the EXIF block
+        turned = "exif" in image.info and not isinstance(image, TiffImagePlugin.TiffImageFile)
+        self._orientation = guarded(lambda: image.getexif().get(0x0112, 1)) if turned else 1
+        if self._orientation in (5, 6, 7, 8):
+            self.width, self.height = self.height, self.width
+        self.bands = 1 if image.mode in GREY or image.mode in DEEP else 3
+        self.eight_bit = image.mode not in DEEP
+
+    def pixels(self, shrink: float = 1.0) -> np.ndarray:
+        self.refuse_oversized()
+        return guarded(lambda: self._decoded(shrink))
+
+    def window(self, top: int, left: int, height: int, width: int) -> Picture:
+        if self.height * self.width > WHOLE:
+            raise BadSample(f"{self.width} x {self.height} pixels: this format is decoded whole, which is too much; store it as a tiled TIFF")
+        return Bands(guarded(lambda: self._decoded(1.0))[top : top + height, left : left + width])
+
+    def _decoded(self, shrink: float) -> np.ndarray:
+        image = self._image
+        if shrink >= 2 and image.format in ("JPEG", "MPO"):
+            image.draft(None, (int(image.width / shrink), int(image.height / shrink)))  # the smallest that is at least this large
+        image.load()
+        if self._orientation != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.mode in DEEP:
+            array = np.array(image)
+            return Bands(array).pixels()
+        wanted = "L" if self.bands == 1 else "RGB"
+        if image.mode != wanted:
+            if image.mode in ("P", "PA"):
+                image = image.convert("RGBA")  # a palette with transparency: its colours first
+            image = image.convert(wanted)
+        array = np.array(image)
+        return array[..., None] if array.ndim == 2 else array  # (H, W, C)

@@ -1,0 +1,191 @@
+"""Tables of pictures: `.parquet` through pyarrow, Hugging Face datasets through `datasets` (extra [hf])."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from unmask.data.forms import Form
+from unmask.data.quarantine import BadSample
+from unmask.data.sources import Labels, Source
+from unmask.errors import Refused
+
+PICTURE_COLUMNS = ("image", "img", "images", "picture", "jpg", "png", "jpeg", "bytes")
+LABEL_COLUMNS = ("label", "labels", "class", "cls", "fine_label", "target", "y")
+IN_MEMORY = 2 << 30  # bytes of pictures that are kept in memory whole: rows are read in random order, files are stored in groups
+GROUPS = 4  # row groups that a process keeps of larger tables
+
+
+class Parquet(Source):
+    """The rows of parquet files: a column {bytes, path} or of bytes, maybe a label column."""
+
+    def __init__(self, form: Form):
+        if find_spec("pyarrow") is None:
+            raise Refused(f'reading {form.paths[0]} needs pyarrow: pip install "unmask[hf]"')
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.paths = form.paths
+        groups, labels, size = [], [], 0
+        try:
+            for number, path in enumerate(self.paths):
+                file = pq.ParquetFile(path)
+                schema = file.schema_arrow
+                if not number:
+                    self.column, self.nested = _picture_column(path, schema)
+                    label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
+                    classes = _class_names(schema, label)
+                for group in range(file.num_row_groups):
+                    groups.append((number, group, file.metadata.row_group(group).num_rows))
+                    size += file.metadata.row_group(group).total_byte_size
+                if label:
+                    labels.extend(file.read(columns=[label]).column(0).to_pylist())
+        except (pa.ArrowException, OSError) as error:
+            raise Refused(f"{path} cannot be read as parquet: {' '.join(str(error).split())}") from None
+        self.groups = np.array(groups, np.int64).reshape(-1, 3)  # file, row group, rows
+        self._ends = np.cumsum(self.groups[:, 2])
+        if not len(self):
+            raise Refused(f"{self.paths[0]} is empty: no rows in it")
+        if label and not isinstance(labels[0], list | dict | float):
+            self._label(Labels(labels, classes))
+        self.kept = len(self.groups) if size <= IN_MEMORY else GROUPS
+        if size > IN_MEMORY:
+            self.said = (f"{size / 2**30:.1f} GiB of parquet: rows are read in random order a group at a time, which is slow; .tar shards are not",)
+        self.fingerprint = f"{'-'.join(map(os.path.basename, self.paths))[:80]}-{len(self)}-{size}"
+        self._cache: OrderedDict[int, Any] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getstate__(self):
+        return self.__dict__ | {"_cache": OrderedDict()}
+
+    def _place(self, index: int) -> tuple[int, int]:
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        return group, index - int(self._ends[group] - self.groups[group, 2])
+
+    def name(self, index: int) -> str:
+        group, _ = self._place(index)
+        file = int(self.groups[group, 0])
+        first = int(self.groups[self.groups[:, 0] < file, 2].sum())  # rows of the files before
+        return f"{self.paths[file]}#{index - first}"
+
+    def raw(self, index: int) -> bytes:
+        group, row = self._place(index)
+        if group not in self._cache:
+            self._cache[group] = self._read(group)
+            if len(self._cache) > self.kept:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(group)
+        value = self._cache[group][row].as_py()
+        if not value:
+            raise BadSample("the row holds no picture")
+        return value
+
+    def _read(self, group: int):
+        """The pictures' bytes of one row group, as one Arrow array."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        file, number, _ = (int(value) for value in self.groups[group])
+        try:
+            table = pq.ParquetFile(self.paths[file]).read_row_group(number, columns=[self.column])
+        except (pa.ArrowException, OSError) as error:
+            raise BadSample(f"row group {number} cannot be read: {' '.join(str(error).split())}") from None
+        column = table.column(0).combine_chunks()
+        return column.field("bytes") if self.nested else column
+
+
+def _picture_column(path: str, schema) -> tuple[str, bool]:
+    """The column of pictures, and whether it is {bytes, path}."""
+    import pyarrow as pa
+
+    found = {}
+    for field in schema:
+        nested = pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+        if nested or pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+            found[field.name] = nested
+    named = [name for name in PICTURE_COLUMNS if name in found] or list(found)
+    if not named:
+        raise Refused(f"{path} has no column of pictures (bytes, or {{bytes, path}}): its columns are {', '.join(schema.names)}")
+    return named[0], found[named[0]]
+
+
+def _class_names(schema, label: str | None) -> list[str] | None:
+    """The names of a ClassLabel column, which Hugging Face writes into the schema's metadata."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return list(features[label]["names"])
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+class Hub(Source):
+    """A `datasets.Dataset` with a column of type Image."""
+
+    def __init__(self, dataset: Any, name: str):
+        import datasets
+
+        pictures = [column for column, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+        if not pictures:
+            raise Refused(f"{name} has no column of type Image: its columns are {', '.join(dataset.features)}")
+        if not len(dataset):
+            raise Refused(f"{name} is empty: no rows in it")
+        self.title, self.column = name, pictures[0]
+        label = next((column for column in LABEL_COLUMNS if column in dataset.features), None)
+        if label:
+            kind = dataset.features[label]
+            self._label(Labels(dataset[label][:], kind.names if isinstance(kind, datasets.ClassLabel) else None))
+        self.dataset = dataset.select_columns([self.column]).cast_column(self.column, datasets.Image(decode=False))
+        self.fingerprint = f"{dataset._fingerprint}-{len(dataset)}"
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def name(self, index: int) -> str:
+        return f"{self.title}#{index}"
+
+    def raw(self, index: int) -> str | bytes:
+        value = self.dataset[index][self.column]
+        if not value or not (value.get("bytes") or value.get("path")):
+            raise BadSample("the row holds no picture")
+        return value.get("bytes") or value["path"]
+
+
+def _split(found: Any, name: str, wanted: str) -> Any:
+    """One Dataset of what `datasets` returned: the wanted split, else train, else the only one."""
+    if not isinstance(found, dict):
+        return found
+    split = wanted or ("train" if "train" in found else next(iter(found)))
+    if split not in found:
+        raise Refused(f"{name} has no split '{split}': it has {', '.join(found)}")
+    return found[split]
+
+
+def saved(form: Form) -> Source:
+    """A folder that `Dataset.save_to_disk` wrote."""
+    path = form.paths[0]
+    if find_spec("datasets") is None:
+        raise Refused(f'reading {path} needs datasets: pip install "unmask[hf]"')
+    import datasets
+
+    return Hub(_split(datasets.load_from_disk(path), path, form.part), path)
+
+
+def hub(form: Form) -> Source:
+    """A dataset of the Hugging Face hub (or its local cache): the split named, else train. Only data is read, no script is run."""
+    name = form.paths[0]
+    if find_spec("datasets") is None:
+        raise Refused(f'reading hf:{name} needs datasets: pip install "unmask[hf]"')
+    import datasets
+
+    try:
+        found = datasets.load_dataset(name, split=form.part or None)
+    except Exception as error:  # the library raises its own, requests' and huggingface_hub's errors alike
+        raise Refused(f"hf:{name} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    return Hub(_split(found, name, ""), f"hf:{name}")
