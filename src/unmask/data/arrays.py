@@ -97,7 +97,7 @@ def _numpy(tensor: Any) -> np.ndarray:
 def in_memory(data: Any) -> Source:
     """A source over an array, a tensor, or anything with a length and items."""
     module = type(data).__module__.split(".")[0]
-    if isinstance(data, np.ndarray) or module == "torch" and type(data).__name__ == "Tensor":
+    if isinstance(data, np.ndarray) or (module == "torch" and type(data).__name__ == "Tensor"):
         return Arrays(_numpy(data), "array")
     if module == "datasets" and type(data).__name__ == "Dataset":
         from unmask.data.tables import Hub

@@ -26,7 +26,7 @@ from importlib.util import find_spec
 
 from unmask.errors import Refused
 
-PICTURES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .ppm .pgm .pbm .pnm .jp2 .avif".split())
+PICTURES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"])
 LISTS = frozenset({".txt", ".lst", ".tsv", ".csv"})
 KINDS = "pictures, a folder, a list (.txt, .csv), .tar, .parquet, .npy, .npz, a pattern, or hf:owner/name"
 

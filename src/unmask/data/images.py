@@ -96,10 +96,10 @@ def _tiff(raw: str | bytes) -> Picture:
         image = Image.open(raw if isinstance(raw, str) else BytesIO(raw))
         tags = image.tag_v2
         bits, samples, extra = tags.get(258, (1,)), tags.get(277, 1), tags.get(338, ())
-        whole = samples in (1, 3) and not extra or samples in (2, 4) and len(extra) == 1 and extra[0] in (1, 2) or image.mode == "CMYK" and not extra
-        if whole and max(bits) <= 8 and getattr(image, "n_frames", 1) == 1:
-            if image.width * image.height <= LIMIT:
-                return Photo(image)
+        alpha = samples in (2, 4) and len(extra) == 1 and extra[0] in (1, 2)  # said by the file to be alpha, not a band
+        whole = alpha or (not extra and (samples in (1, 3) or image.mode == "CMYK"))
+        if whole and max(bits) <= 8 and getattr(image, "n_frames", 1) == 1 and image.width * image.height <= LIMIT:
+            return Photo(image)
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, struct.error, ValueError, KeyError, TypeError):
         pass  # tifffile says what it is
     return Tiff(raw)

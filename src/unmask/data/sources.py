@@ -92,6 +92,10 @@ class Source(ABC):
     def raw(self, index: int) -> Any:
         """The sample as stored: a path, bytes, an array or a Pillow image. BadSample."""
 
+    def prepare(self) -> None:
+        """Load what worker processes can share, before they are forked."""
+        return
+
     def picture(self, index: int) -> Picture:
         """The sample opened, not yet decoded. BadSample."""
         from unmask.data.images import open_picture

@@ -65,6 +65,21 @@ class Parquet(Source):
     def __getstate__(self):
         return self.__dict__ | {"_cache": OrderedDict()}
 
+    def prepare(self) -> None:
+        if self.kept == len(self.groups):
+            for end in self._ends:
+                self._values(int(end) - 1)
+
+    def _values(self, index: int):
+        """(pictures of the row group of a sample, row): from memory, or read."""
+        group, row = self._place(index)
+        if group not in self._cache:
+            self._cache[group] = self._read(group)
+            if len(self._cache) > self.kept:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(group)
+        return self._cache[group], row
+
     def _place(self, index: int) -> tuple[int, int]:
         group = int(np.searchsorted(self._ends, index, side="right"))
         return group, index - int(self._ends[group] - self.groups[group, 2])
@@ -76,13 +91,8 @@ class Parquet(Source):
         return f"{self.paths[file]}#{index - first}"
 
     def raw(self, index: int) -> bytes:
-        group, row = self._place(index)
-        if group not in self._cache:
-            self._cache[group] = self._read(group)
-            if len(self._cache) > self.kept:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(group)
-        value = self._cache[group][row].as_py()
+        values, row = self._values(index)
+        value = values[row].as_py()
         if not value:
             raise BadSample("the row holds no picture")
         return value

@@ -1,0 +1,155 @@
+"""A picture becomes the network's input: a random crop in the worker, flip, conversion and normalisation on the device.
+
+The crop is torchvision's RandomResizedCrop, which MAE uses (facebookresearch/mae, main_pretrain.py): ten tries of an area and an
+aspect, then a centred fall-back. Cropped 8-bit pictures are resized by torch's uint8 kernel, which equals Pillow's bicubic up to one
+grey level in about .3 % of the values and takes a third of its time; evaluation pictures are resized by Pillow itself, as timm does.
+"""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from unmask.data.quarantine import BadSample
+from unmask.data.raster import Picture
+from unmask.settings import Views
+
+SPARE = 2.0  # JPEG is decoded smaller only while the crop stays this many times larger than the input
+EVALUATION_SHARE = 0.875  # side of the centre crop over the resized shorter side (MAE, and the field, up to 224 px)
+
+
+def crop_box(height: int, width: int, views: Views, dice: Random, aspect: float = 1.0) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a random crop. `aspect`: width over height of the input, to which `views.ratio` is relative."""
+    low, high = (bound * aspect for bound in views.ratio)
+    for _ in range(10):
+        area = height * width * dice.uniform(*views.scale)
+        ratio = math.exp(dice.uniform(math.log(low), math.log(high)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return dice.randint(0, height - h), dice.randint(0, width - w), h, w
+    w, h = width, height
+    if width / height < low:
+        h = min(height, max(1, round(width / low)))
+    elif width / height > high:
+        w = min(width, max(1, round(height * high)))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def tiled(picture: Picture, tile: int | None, dice: Random | None) -> Picture:
+    """A window of side `tile` of a picture too large to decode: a random one, without dice the centre."""
+    if tile is None or not picture.oversized:
+        return picture
+    h, w = min(tile, picture.height), min(tile, picture.width)
+    top, left = picture.height - h, picture.width - w
+    top, left = (dice.randint(0, top), dice.randint(0, left)) if dice is not None else (top // 2, left // 2)
+    return picture.window(top, left, h, w)
+
+
+def random_view(picture: Picture, size: tuple[int, int], views: Views, dice: Random, in_chans: int, eight_bit: bool) -> Tensor:
+    """One random crop, resized: (C, H, W) uint8, or float32 in stored units where the data has more than 8 bits. BadSample."""
+    height, width = size
+    top, left, h, w = crop_box(picture.height, picture.width, views, dice, width / height)
+    pixels = picture.pixels(min(h / height, w / width) / SPARE)  # (H', W', C), perhaps smaller by a whole factor
+    if pixels.shape[0] != picture.height or pixels.shape[1] != picture.width:
+        down, across = pixels.shape[0] / picture.height, pixels.shape[1] / picture.width
+        top, left = int(top * down), int(left * across)
+        h, w = max(1, round(h * down)), max(1, round(w * across))
+    crop = pixels[top : top + h, left : left + w]
+    return channels(resized(as_stored(crop, picture.eight_bit, eight_bit), size, views.interpolation), in_chans)
+
+
+def as_stored(pixels: np.ndarray, is_eight_bit: bool, wants_eight_bit: bool) -> np.ndarray:
+    """uint8 for a run on 8-bit pictures, float32 in stored units for the others. BadSample where one cannot become the other.
+
+    16-bit pictures among 8-bit ones are scaled from the full range, as the PNG standard says; the way back would invent a scale.
+    """
+    if wants_eight_bit and not is_eight_bit:
+        if pixels.dtype != np.uint16:
+            raise BadSample(f"a {pixels.dtype} picture among 8-bit ones")
+        return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if is_eight_bit and not wants_eight_bit:
+        raise BadSample("an 8-bit picture among pictures of more bits")
+    return pixels if wants_eight_bit else pixels.astype(np.float32)
+
+
+def resized(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> Tensor:
+    """(H, W, C) -> (C, *size), antialiased, in the same dtype; the result is channels-last in memory."""
+    x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]  # (1, C, H, W)
+    if x.shape[-2:] != size:
+        x = F.interpolate(x, size=size, mode=interpolation, antialias=True)
+    return x[0]
+
+
+def channels(x: Tensor, in_chans: int) -> Tensor:
+    """(C, H, W) with the run's channels: 8-bit grey and colour become each other; anything else that differs is a BadSample."""
+    found = x.shape[0]
+    if found == in_chans:
+        return x
+    if x.dtype == torch.uint8 and (found, in_chans) == (1, 3):
+        return x.expand(3, -1, -1)
+    if x.dtype == torch.uint8 and (found, in_chans) == (3, 1):  # ITU-R 601, in Pillow's whole numbers
+        weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32)[:, None, None]
+        return ((x.to(torch.int32) * weights).sum(0, keepdim=True) + 0x8000 >> 16).to(torch.uint8)
+    raise BadSample(f"{found} band{'s' if found > 1 else ''} where the run has {in_chans}")
+
+
+def centre_view(picture: Picture, size: tuple[int, int], in_chans: int, eight_bit: bool, share: float | None = None) -> Tensor:
+    """The evaluation picture: resized to cover `size / share`, then its centre: (C, H, W) like `random_view`. BadSample.
+
+    `share` not given: .875 up to 224 px and 1 above (MAE's protocol); a picture that already has the size is taken as it is.
+    """
+    height, width = size
+    pixels = as_stored(picture.pixels(), picture.eight_bit, eight_bit)  # (H', W', C)
+    if share is None:
+        exact = pixels.shape[:2] == (height, width)
+        share = 1.0 if exact or max(size) > 224 else EVALUATION_SHARE
+    h, w = _covering(pixels.shape[0], pixels.shape[1], int(height / share), int(width / share))
+    top, left = round((h - height) / 2), round((w - width) / 2)
+    if pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3) and pixels.shape[:2] != (h, w):
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).resize((w, h), Image.Resampling.BICUBIC)
+        pixels = np.array(image).reshape(h, w, -1)
+        x = torch.from_numpy(pixels).permute(2, 0, 1)
+    else:
+        x = resized(pixels, (h, w), "bicubic")
+    return channels(x[:, top : top + height, left : left + width], in_chans)
+
+
+def _covering(height: int, width: int, least_height: int, least_width: int) -> tuple[int, int]:
+    """The smallest size of the same shape that covers another, whole numbers as torchvision's Resize makes them."""
+    if height * least_width >= width * least_height:  # the width decides
+        return max(least_height, least_width * height // width), least_width
+    return least_height, max(least_width, least_height * width // height)
+
+
+class Finish:
+    """What the device does: flip, to float, scale to [0, 1], normalise. One fused multiply and add for 8-bit pictures."""
+
+    def __init__(self, low: tuple[float, ...], high: tuple[float, ...], mean: tuple[float, ...], std: tuple[float, ...], eight_bit: bool):
+        self.eight_bit = eight_bit
+        self._low, self._high, self._mean, self._std = (torch.tensor(numbers, dtype=torch.float32)[:, None, None] for numbers in (low, high, mean, std))
+        self._places: dict[torch.device, tuple[Tensor, ...]] = {}
+
+    def _constants(self, device: torch.device) -> tuple[Tensor, ...]:
+        if device not in self._places:
+            span = (self._high - self._low) * self._std
+            constants = (self._low, self._high, 1 / span, -(self._low / span + self._mean / self._std))
+            self._places[device] = tuple(constant.to(device) for constant in constants)
+        return self._places[device]
+
+    def __call__(self, images: Tensor, flip: Tensor | None, device: torch.device | str) -> Tensor:
+        """(b, C, H, W) uint8 or float32 -> the same, normalised float32 on the device, contiguous."""
+        device = torch.device(device)
+        low, high, factor, offset = self._constants(device)
+        x = images.to(device, non_blocking=True)
+        if flip is not None:
+            x = torch.where(flip.to(device, non_blocking=True)[:, None, None, None], x.flip(-1), x)
+        x = x.to(torch.float32, memory_format=torch.contiguous_format)
+        if not self.eight_bit:
+            x = torch.minimum(torch.maximum(x, low), high)
+        return x * factor + offset
