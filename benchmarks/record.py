@@ -1,0 +1,45 @@
+"""What a result was measured with, and the JSON file that keeps it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = ("torch", "torchvision", "timm", "lightning", "transformers", "numpy")
+
+
+def processor() -> str:
+    """The name of the CPU as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Device, threads and versions: what somebody needs to compare their own figures."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    name = torch.cuda.get_device_name() if device == "cuda" else processor()
+    return {"device": device, "device_name": name, "threads": torch.get_num_threads(), "system": platform.system(), "versions": versions}
+
+
+def keep(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Write `result` to `<folder>/<name>.json`, with the command that made it and the day."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({"command": command, "date": datetime.now(UTC).date().isoformat()} | result, indent=1) + "\n", encoding="utf-8")
+    return path
