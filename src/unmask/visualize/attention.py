@@ -129,8 +129,8 @@ def show_attention(
     x: Tensor,
     names: Sequence[str],
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
     title: str = "Attention of the last block",
     bands: Sequence[int] | None = None,
     out: Path | str | None = None,
@@ -151,7 +151,7 @@ def show_attention(
         f"The share is what falls on patches; the rest stays on the model's {prefix} class or register tokens."
         if prefix
         else "This model has no class or register tokens.",
-        *([colours.note[0].upper() + colours.note[1:] + "."] if colours.note else []),
+        *([colours.note] if colours.note else []),
     ]
     return save(sheet(rows, header, title, legend), out)
 
@@ -161,8 +161,8 @@ def show_features(
     x: Tensor,
     names: Sequence[str],
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
     title: str = "Patch features, principal components",
     bands: Sequence[int] | None = None,
     out: Path | str | None = None,
@@ -175,13 +175,13 @@ def show_features(
     rows = []
     for picture, parts, name in zip(colours.images(x), scaled, names):
         picture = enlarge(picture)
-        rgb = Image.fromarray((parts.permute(1, 2, 0) * 255).round().to(torch.uint8).contiguous().numpy(), "RGB")
-        singles = [Image.fromarray((part * 255).round().to(torch.uint8).contiguous().numpy(), "L").convert("RGB") for part in parts]
+        rgb = Image.fromarray((parts.permute(1, 2, 0) * 255).round().to(torch.uint8).contiguous().numpy())
+        singles = [Image.fromarray((part * 255).round().to(torch.uint8).contiguous().numpy()).convert("RGB") for part in parts]
         rows.append(Row([_panel(image, picture.size) if image is not picture else image for image in (picture, rgb, *singles)], name))
     header = ["picture", "first three as RGB", *(f"component {i + 1}: {float(s):.0%}" for i, s in enumerate(share))]
     legend = [
         f"One PCA over all patches of these {len(x)} pictures: like colours mean like features, also between pictures; the colours themselves mean nothing.",
         f"Percentages: share of the variance of the features ({float(share.sum()):.0%} together). Scaled between the 1st and 99th percentile.",
-        *([colours.note[0].upper() + colours.note[1:] + "."] if colours.note else []),
+        *([colours.note] if colours.note else []),
     ]
     return save(sheet(rows, header, title, legend), out)

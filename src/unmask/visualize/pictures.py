@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from unmask.errors import Refused
+
 PAPER, INK, QUIET, RULE = (255, 255, 255), (24, 28, 34), (82, 90, 101), (224, 228, 233)  # text contrast on paper: 17 and 7
 HIDDEN = (138, 144, 154)  # what was masked: a grey that is no part of the picture
 SMALLEST, LARGEST = 144, 512  # pixels a panel side
@@ -32,23 +34,27 @@ class Colours:
     note: str = ""
 
     @classmethod
-    def of(cls, x: torch.Tensor, mean: Sequence[float], std: Sequence[float], bands: Sequence[int] | None = None) -> Colours:
-        """The colours for normalised originals `x (B, C, H, W)`; `bands` are channel numbers from 0, one or three."""
+    def of(cls, x: torch.Tensor, mean: Sequence[float] | None, std: Sequence[float] | None, bands: Sequence[int] | None = None) -> Colours:
+        """The colours for normalised originals `x (B, C, H, W)`; `bands` are channel numbers from 0, one or three.
+
+        Where mean and std are not known, the range of `x` itself is taken for 0..1.
+        """
         channels = x.shape[1]
+        bands = tuple(bands) if bands is not None else (0, 1, 2) if channels >= 3 else (0,)
+        if len(bands) not in (1, 3) or not all(0 <= band < channels for band in bands):
+            raise Refused(f"bands {bands} cannot be shown: give one or three channel numbers from 0 to {channels - 1}")
+        if mean is None or std is None:
+            least, most = (float(torch.quantile(_some(x.flatten()), q)) for q in (0.01, 0.99))
+            mean, std = (-least / max(most - least, 1e-6),), (1 / max(most - least, 1e-6),)
         middle, width = (torch.tensor(list(value), dtype=torch.float32).expand(channels).reshape(-1, 1, 1) for value in (mean, std))
-        if bands is None:
-            bands = (0, 1, 2) if channels >= 3 else (0,)
-        bands = tuple(bands)
-        low, high = torch.zeros(len(bands), 1, 1), torch.ones(len(bands), 1, 1)
-        if channels in (1, 3) and bands in ((0,), (0, 1, 2)):
-            return cls(middle, width, bands, low, high)
-        shown = (x.float().cpu() * width + middle)[:, list(bands)].transpose(0, 1).flatten(1)  # (bands, B*H*W)
-        shown = shown[:, :: max(1, shown.shape[1] // 100_000)]  # torch.quantile takes up to 2^24 numbers
-        low, high = (torch.quantile(shown, q, dim=1).reshape(-1, 1, 1) for q in (0.02, 0.98))
-        high = torch.maximum(high, low + 1e-6)
+        if (channels, bands) in ((1, (0,)), (3, (0, 1, 2))):
+            return cls(middle, width, bands, torch.zeros(len(bands), 1, 1), torch.ones(len(bands), 1, 1))
+        shown = (x.float().cpu() * width + middle)[:, list(bands)].transpose(0, 1).flatten(1)  # (bands, B·H·W)
+        low, high = (torch.quantile(_some(shown), q, dim=1).reshape(-1, 1, 1) for q in (0.02, 0.98))
         numbers = ", ".join(str(band + 1) for band in bands)
-        what = f"channels {numbers} of {channels} shown as red, green, blue" if len(bands) == 3 else f"channel {numbers} of {channels} shown as grey"
-        return cls(middle, width, bands, low, high, what + ", contrast stretched (2nd to 98th percentile); errors count all channels")
+        what = f"Channels {numbers} of {channels} shown as red, green, blue" if len(bands) == 3 else f"Channel {numbers} of {channels} shown as grey"
+        note = what + ", contrast stretched (2nd to 98th percentile of the originals); errors count all channels."
+        return cls(middle, width, bands, low, torch.maximum(high, low + 1e-6), note)
 
     def unit(self, x: torch.Tensor) -> torch.Tensor:
         """The picture behind the network's numbers: `(B, C, H, W)`, all channels, 0..1 where the data's range is."""
@@ -58,7 +64,12 @@ class Colours:
         """One RGB picture for each of `x (B, C, H, W)`."""
         shown = (self.unit(x)[:, list(self.bands)] - self.low) / (self.high - self.low)  # (B, bands, H, W)
         pixels = (shown.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
-        return [Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy(), "RGB") for picture in pixels]
+        return [Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()) for picture in pixels]
+
+
+def _some(x: torch.Tensor) -> torch.Tensor:
+    """At most about 100,000 numbers of the last axis: torch.quantile sorts them all, and takes no more than 2^24."""
+    return x.float().cpu()[..., :: max(1, x.shape[-1] // 100_000)]
 
 
 def heat(values: torch.Tensor, highest: float | None = None) -> Image.Image:
@@ -67,12 +78,12 @@ def heat(values: torch.Tensor, highest: float | None = None) -> Image.Image:
 
     highest = float(values.max()) if highest is None else highest
     share = (values.float().cpu() / max(highest, 1e-12)).clamp(0, 1)
-    return Image.fromarray((colormaps["inferno"](share.numpy())[..., :3] * 255).round().astype("uint8"), "RGB")
+    return Image.fromarray((colormaps["inferno"](share.numpy())[..., :3] * 255).round().astype("uint8"))
 
 
 def cover(image: Image.Image, known: torch.Tensor) -> Image.Image:
     """`image` with the grey of hidden places where `known (H, W)` is False."""
-    stencil = Image.fromarray(known.cpu().to(torch.uint8).mul(255).numpy(), "L")
+    stencil = Image.fromarray(known.cpu().to(torch.uint8).mul(255).numpy())
     return Image.composite(image, Image.new("RGB", image.size, HIDDEN), stencil)
 
 

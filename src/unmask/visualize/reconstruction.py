@@ -132,8 +132,8 @@ def grid(
     x: Tensor,
     names: Sequence[str],
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
     statistics: Statistics = "visible",
     seed: int = 0,
     bands: Sequence[int] | None = None,
@@ -162,9 +162,13 @@ def grid(
     legend = [
         answer.said + " Visible patches are pasted from the original; seams between patches are normal.",
         f"Error: mean absolute difference in the hidden patches, where 1 is from black to white; black 0, pale yellow {ERROR_TOP:g} and more.",
-        f"Smooth fill: the same number with the hidden patches filled with blended mean colours of the visible ones, without a network. "
-        f"The prediction is closer than that in {better} of {len(names)} pictures; mean {errors.mean():.3f} against {fills.mean():.3f}.",
-        *([colours.note[0].upper() + colours.note[1:] + "."] if colours.note else []),
+        "Smooth fill: the same number with the hidden patches filled with blended mean colours of the visible ones, without a network. "
+        + (
+            "It is not told the true mean and std, so here the two cannot be compared."
+            if told
+            else f"The prediction is closer than that in {better} of {len(names)} pictures; mean {errors.mean():.3f} against {fills.mean():.3f}."
+        ),
+        *([colours.note] if colours.note else []),
     ]
     heading = title or "Reconstruction"
     return save(sheet(rows, header, heading + (" (uses the true patch mean and std)" if told else ""), legend), out)

@@ -142,8 +142,9 @@ def _pictures(run: Run) -> str:
     alt = "Rows of original, masked, predicted and error pictures at {}"
     *earlier, last = run.pictures
     parts = [page.picture(last, alt.format(last.stem), f"{last.stem}: original, masked, prediction pasted into the visible, error")]
-    keep = [earlier[round(i * (len(earlier) - 1) / max(PICTURES - 2, 1))] for i in range(min(PICTURES - 1, len(earlier)))]
-    before = "".join(page.picture(path, alt.format(path.stem), path.stem) for path in dict.fromkeys(keep))
+    few = min(PICTURES - 1, len(earlier))
+    keep = [earlier[i * (len(earlier) - 1) // max(few - 1, 1)] for i in range(few)]  # evenly, the first and the one before the last among them
+    before = "".join(page.picture(path, alt.format(path.stem), path.stem) for path in keep)
     if before:
         parts.append(f"<details><summary>Earlier in the run</summary>{before}</details>")
     return "".join(parts)

@@ -1,0 +1,43 @@
+"""Masks to look at: every strategy draws, the sheet tells the share, wrong words are refused."""
+
+import pytest
+import torch
+from PIL import Image
+
+from unmask.errors import Refused
+from unmask.masking import STRATEGIES, Random
+from unmask.visualize import masks
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_draws(name, tmp_path):
+    drawn = masks.show(name, draws=50, out=tmp_path / "deep" / "mask.png")
+    assert min(drawn.size) >= 100
+    assert Image.open(tmp_path / "deep" / "mask.png").size == drawn.size
+
+
+def test_a_ratio_a_grid_and_a_picture_may_be_given():
+    picture = Image.effect_noise((50, 90), 60)
+    assert masks.show("random", ratio=0.5, grid=(4, 9), picture=picture, count=3, draws=10).width > 400
+    assert masks.show(Random(0.6, cell=2), grid=(8, 8), draws=10).height > 400
+
+
+def test_the_same_seed_draws_the_same_sheet():
+    first, second, third = (masks.show("block", draws=20, seed=seed).tobytes() for seed in (1, 1, 2))
+    assert first == second != third
+
+
+@pytest.mark.parametrize(("name", "ratio", "said"), [("blok", None, "block"), ("zzz", None, "random, block"), ("random", 1.5, "mask_ratio")])
+def test_wrong_words_are_refused(name, ratio, said):
+    with pytest.raises(Refused, match=said):
+        masks.show(name, ratio=ratio)
+
+
+def test_a_grid_that_does_not_fit_is_refused():
+    with pytest.raises(Refused, match="cells"):
+        masks.show(Random(0.5, cell=2), grid=(7, 7), draws=10)
+
+
+def test_the_histogram_has_a_bar_where_the_count_is_fixed():
+    drawn = masks._histogram(torch.full((100,), 147), 196, (224, 224))
+    assert (46, 107, 190) in [colour for _, colour in drawn.getcolors(maxcolors=1 << 16)]

@@ -1,0 +1,144 @@
+"""Reconstructions: leak-free by default, exact where the truth is put in, for any channels, shape and mask."""
+
+import pytest
+import torch
+from torch import nn
+
+from unmask.errors import Refused
+from unmask.mask import Mask
+from unmask.masking import STRATEGIES
+from unmask.methods.mae import MAE
+from unmask.model import MaskedModel
+from unmask.patches import patchify
+from unmask.visualize import reconstruction
+from unmask.visualize.reconstruction import grid, reconstruct, spread
+
+SMALL = {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
+
+
+def learner(size=(32, 32), channels=3, patch=8, **settings):
+    torch.manual_seed(0)
+    return MAE(**SMALL | settings).build("vit_tiny_patch16_224", size, channels, patch)
+
+
+def pictures(count, channels=3, size=(32, 32)):
+    """Smooth pictures, so that neighbours tell something."""
+    torch.manual_seed(1)
+    return nn.functional.interpolate(torch.randn(count, channels, 4, 4), size=size, mode="bicubic")
+
+
+class Oracle(nn.Module):
+    """A decoder that answers the truth: what the viewer makes of it can be checked exactly."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.target, self.x = model.objectives["pixels"].target, None
+
+    def forward(self, features, mask):
+        return mask.masked(self.target(self.x))
+
+
+def with_truth(model, x):
+    oracle = Oracle(model)
+    oracle.x = x
+    model.objectives["pixels"].decoder = oracle
+    return model
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(("channels", "size"), [(3, (32, 32)), (1, (32, 48)), (5, (48, 32))])
+def test_the_true_answer_gives_the_original_back(normalize, channels, size):
+    x = pictures(2, channels, size)
+    model = with_truth(learner(size, channels, norm_pix=normalize), x)
+    answer = reconstruct(model, x, statistics="truth")
+    assert torch.allclose(answer.pasted, x, atol=1e-4)
+    assert torch.equal(answer.seen, ~answer.hidden) and answer.hidden.float().mean() == 0.75
+    assert ("true patch mean" in answer.said) == normalize
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_nothing_hidden_moves_the_picture_by_default(normalize):
+    """The leak law of the viewer: other hidden pixels, same reconstruction, bit for bit."""
+    model, x = learner(norm_pix=normalize), pictures(2)
+    mask = reconstruction.draw_mask(model, x)
+    first = reconstruct(model, x, mask)
+    changed = torch.where(first.hidden.unsqueeze(1), torch.randn_like(x), x)
+    second = reconstruct(model, changed, mask)
+    assert torch.equal(first.pasted, second.pasted) and torch.equal(first.filled, second.filled)
+    if normalize:
+        assert not torch.equal(reconstruct(model, x, mask, "truth").pasted, reconstruct(model, changed, mask, "truth").pasted)
+
+
+def test_spread_gives_near_places_more_weight():
+    mask = Mask(torch.tensor([[0, 8]]), torch.tensor([[1, 4, 7]]), (3, 3))
+    said = spread(torch.tensor([[[0.0], [1.0]]]), mask)[0, :, 0]
+    assert said[0] < 0.2 and abs(said[1] - 0.5) < 1e-6 and said[2] > 0.8
+    constant = spread(torch.full((1, 2, 3), 7.0), mask)
+    assert torch.allclose(constant, torch.full((1, 3, 3), 7.0))
+
+
+def test_what_is_seen_is_pasted_and_what_is_neither_is_neither():
+    model, x = learner(), pictures(1)
+    mask = Mask(torch.arange(6).unsqueeze(0), torch.arange(8, 12).unsqueeze(0), (4, 4))
+    answer = reconstruct(model, x, mask)
+    seen = answer.seen.unsqueeze(1).expand_as(x)
+    assert torch.equal(answer.pasted[seen], x[seen])
+    assert answer.seen.sum() == 6 * 64 and answer.hidden.sum() == 4 * 64
+
+
+def test_padded_masks_draw():
+    from unmask.encoders.build import build
+    from unmask.model import Predict
+
+    mae = learner(size=(64, 64), patch=8)
+    encoder = build("vit_tiny_patch16_224", (64, 64), 3, 8, masked="token")
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(192, 192)
+
+        def forward(self, features, mask):
+            return self.layer(mask.masked(features.patches))
+
+    part = mae.objectives["pixels"]
+    model = MaskedModel(encoder, STRATEGIES["block"](0.4), {"pixels": Predict(Head(), part.target, part.loss)})
+    answer = reconstruct(model, pictures(4, size=(64, 64)))
+    assert not (answer.seen & answer.hidden).any() and (answer.seen | answer.hidden).all()
+
+
+def test_training_mode_and_random_state_stay_as_they_were():
+    model, x = learner().train(), pictures(1)
+    before = torch.get_rng_state()
+    reconstruct(model, x)
+    assert model.training and torch.equal(before, torch.get_rng_state())
+
+
+def test_the_sheet_is_drawn_written_and_repeatable(tmp_path):
+    model, x = learner(), pictures(2)
+    words = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    first = grid(model, x, ["a.png", "b.png"], **words, out=tmp_path / "new" / "grid.png")
+    assert (tmp_path / "new" / "grid.png").is_file() and min(first.size) >= 100
+    assert first.tobytes() == grid(model, x, ["a.png", "b.png"], **words).tobytes()
+    assert first.tobytes() != grid(model, x, ["a.png", "b.png"], **words, seed=1).tobytes()
+    assert first.tobytes() != grid(model, x, ["a.png", "b.png"], **words, statistics="truth").tobytes()
+    grid(learner(channels=13), pictures(1, 13), ["many"], mean=[0.5] * 13, std=[0.2] * 13, bands=(3, 2, 1))
+
+
+def test_the_error_counts_hidden_pixels_only():
+    hidden = torch.zeros(1, 4, 4, dtype=torch.bool)
+    hidden[:, :, :2] = True
+    maps, mean = reconstruction.error(torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.5), hidden)
+    assert mean.item() == 0.5 and maps[0, :, 2:].sum() == 0
+
+
+def test_learners_without_pixels_are_refused_kindly():
+    model = learner()
+    part = model.objectives["pixels"]
+    with pytest.raises(Refused, match="reconstruct"):
+        reconstruct(nn.Linear(2, 2), pictures(1))
+    del model.objectives["pixels"]
+    model.objectives["codes"] = nn.Identity()
+    with pytest.raises(Refused, match="codes"):
+        reconstruct(model, pictures(1))
+    assert patchify(pictures(1), part.target.patch).shape == (1, 16, 192)
