@@ -46,7 +46,7 @@ def said(path):
 class Whole(HTMLParser):
     """Fails on tags that are not closed, and keeps the pictures."""
 
-    VOID = frozenset("meta img br hr path circle rect use".split())
+    VOID = frozenset(("meta", "img", "br", "hr", "path", "circle", "rect", "use"))
 
     def __init__(self, text):
         super().__init__()

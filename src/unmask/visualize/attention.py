@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from unmask.errors import Refused
-from unmask.visualize.pictures import Colours, Row, enlarge, heat, save, sheet
+from unmask.visualize.pictures import Colours, Row, enlarge, heat, save, sheet, short_name
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def show_attention(
         picture = enlarge(picture)
         every = [maps.mean(0), *maps]
         captions = [f"{100 * float(m.sum()):.0f}% on patches" for m in every]
-        rows.append(Row([picture, *(_panel(heat(m), picture.size) for m in every)], name, ["", *captions]))
+        rows.append(Row([picture, *(_panel(heat(m), picture.size) for m in every)], short_name(name), ["", *captions]))
     header = ["picture", "mean of heads", *(f"head {i + 1}" for i in range(answer.maps.shape[1]))]
     prefix = check(model).num_prefix_tokens
     legend = [
@@ -177,7 +177,7 @@ def show_features(
         picture = enlarge(picture)
         rgb = Image.fromarray((parts.permute(1, 2, 0) * 255).round().to(torch.uint8).contiguous().numpy())
         singles = [Image.fromarray((part * 255).round().to(torch.uint8).contiguous().numpy()).convert("RGB") for part in parts]
-        rows.append(Row([_panel(image, picture.size) if image is not picture else image for image in (picture, rgb, *singles)], name))
+        rows.append(Row([_panel(image, picture.size) if image is not picture else image for image in (picture, rgb, *singles)], short_name(name)))
     header = ["picture", "first three as RGB", *(f"component {i + 1}: {float(s):.0%}" for i, s in enumerate(share))]
     legend = [
         f"One PCA over all patches of these {len(x)} pictures: like colours mean like features, also between pictures; the colours themselves mean nothing.",

@@ -114,6 +114,11 @@ def shorten(text: str, width: float, letters) -> str:
     return text[: keep // 2] + "..." + text[-(keep // 2) :]
 
 
+def short_name(path: str) -> str:
+    """The last folder and the file: enough to find a picture, and no machine's whole tree on a sheet that is passed on."""
+    return "/".join(str(path).replace("\\", "/").split("/")[-2:])
+
+
 def wrap(text: str, width: float, letters) -> list[str]:
     """`text` in lines of at most `width` pixels, broken between words."""
     lines, line = [], ""

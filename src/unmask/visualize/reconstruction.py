@@ -23,7 +23,7 @@ from unmask.mask import Mask
 from unmask.model import MaskedModel, Predict
 from unmask.patches import patchify, unpatchify
 from unmask.targets.pixels import Pixels
-from unmask.visualize.pictures import Colours, Row, cover, heat, save, sheet
+from unmask.visualize.pictures import Colours, Row, cover, heat, save, sheet, short_name
 
 Statistics = Literal["visible", "truth"]
 FALLOFF = 3.0  # weight = distance^-3: least error of the estimated mean among powers 1-6 and Gaussians (22 photographs, 4 grids)
@@ -154,7 +154,7 @@ def grid(
     for i, name in enumerate(names):
         known = answer.seen[i] | answer.hidden[i]
         panels = [originals[i], cover(originals[i], answer.seen[i]), cover(pasted[i], known), heat(maps[i], ERROR_TOP)]
-        rows.append(Row(panels, f"{name}   error {errors[i]:.3f}, smooth fill {fills[i]:.3f}"))
+        rows.append(Row(panels, f"{short_name(name)}   error {errors[i]:.3f}, smooth fill {fills[i]:.3f}"))
     share = float(answer.hidden.float().mean())
     told = statistics == "truth" and "true patch mean" in answer.said
     header = ["original", f"masked ({share:.0%} hidden)", "prediction" + (" + true mean, std" if told else ""), "error"]

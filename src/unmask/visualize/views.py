@@ -1,7 +1,8 @@
-"""What training makes of a picture: its random crops, epoch after epoch."""
+"""What the network is shown while it trains: the very crops that a run with this seed takes of some pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,45 +11,58 @@ from PIL import Image
 from unmask import seeds
 from unmask.data.loader import Pictures
 from unmask.data.quarantine import BadSample
-from unmask.data.views import centre_view, random_view, tiled
+from unmask.data.views import random_view, tiled
 from unmask.errors import Refused
-from unmask.visualize.pictures import Colours, Row, save, sheet
+from unmask.visualize.pictures import Colours, Row, save, sheet, short_name
 
 
-def show(pictures: Pictures, count: int = 6, epochs: int = 6, out: Path | str | None = None) -> Image.Image:
-    """A sheet: the first `count` readable pictures, each as evaluation sees it and as the first `epochs` epochs of a run would crop it."""
-    names, rows, form, views = [], [], pictures.format, pictures.views
-    for index in range(len(pictures)):
-        try:
-            rows.append(_views(pictures, index, epochs))
-            names.append(Path(pictures.source.name(index)).name)
-        except BadSample:
-            continue
-        if len(rows) == count:
-            break
-    if not rows:
-        raise Refused(f"none of the {len(pictures)} pictures can be read")
-    x = pictures.finish({"images": torch.cat(rows), "flip": torch.zeros(len(rows) * (epochs + 1), dtype=torch.bool)}, "cpu")
-    colours = Colours.of(x, form.mean, form.std)
-    images = colours.images(x)
-    drawn = [Row(images[i * (epochs + 1) : (i + 1) * (epochs + 1)], name) for i, name in enumerate(names)]
-    height, width = pictures.img_size
-    low, high = views.scale
-    legend = [
-        f"Each crop takes {low:.0%} to {high:.0%} of the picture's area and is resized to {height} x {width}; {views.flip:.0%} of the crops are mirrored.",
-        *([colours.note] if colours.note else []),
-    ]
-    return save(sheet(drawn, ["evaluation", *(f"epoch {epoch}" for epoch in range(epochs))], "Training views", legend), out)
-
-
-def _views(pictures: Pictures, index: int, epochs: int) -> torch.Tensor:
-    """The centre crop and one random crop an epoch, with the numbers that a run of this seed draws: (1 + epochs, C, H, W)."""
-    form, found = pictures.format, []
-    whole = tiled(pictures.source.picture(index), pictures.tile, None)
-    found.append(centre_view(whole, pictures.img_size, form.in_chans, form.eight_bit))
+def crops(pictures: Pictures, index: int, epochs: int) -> torch.Tensor:
+    """The views `(epochs, C, H, W)`, normalised, that a run takes of sample `index` in its first epochs. BadSample."""
+    known = pictures.format
+    views, flips = [], []
     for epoch in range(epochs):
-        dice = seeds.dice(pictures.seed, "view", epoch, index)
+        dice = seeds.dice(pictures.seed, "view", epoch, index)  # the order of the draws is the loader's
         picture = tiled(pictures.source.picture(index), pictures.tile, dice)
-        crop = random_view(picture, pictures.img_size, pictures.views, dice, form.in_chans, form.eight_bit)
-        found.append(crop.flip(-1) if dice.random() < pictures.views.flip else crop)
-    return torch.stack(found)
+        views.append(random_view(picture, pictures.img_size, pictures.views, dice, known.in_chans, known.eight_bit))
+        flips.append(dice.random() < pictures.views.flip)
+    return pictures.finish({"images": torch.stack(views), "flip": torch.tensor(flips)}, "cpu")
+
+
+def show(
+    pictures: Pictures,
+    indices: Sequence[int] | None = None,
+    epochs: int = 5,
+    *,
+    bands: Sequence[int] | None = None,
+    out: Path | str | None = None,
+) -> Image.Image:
+    """A sheet, one row a picture: the centre crop that evaluation sees, then the training crop of each of the first epochs.
+
+    `indices` are sample numbers (not given: six, evenly spread); an unreadable picture is left out, and said.
+    """
+    if indices is None:
+        indices = [i * len(pictures) // min(6, len(pictures)) for i in range(min(6, len(pictures)))]
+    seen, names, bad = [], [], []
+    for index in indices:
+        try:
+            views = crops(pictures, index, epochs)
+        except BadSample as error:
+            bad.append(f"{short_name(pictures.source.name(index))} ({error})")
+            continue
+        seen.append(torch.cat([pictures.still([index]), views]))  # (1 + epochs, C, H, W)
+        names.append(short_name(pictures.source.name(index)))
+    if not seen:
+        raise Refused(f"none of these pictures can be read: {', '.join(bad)[:300]}")
+    colours = Colours.of(torch.cat(seen), pictures.format.mean, pictures.format.std, bands)
+    rows = [Row(colours.images(views), name) for views, name in zip(seen, names)]
+    header = ["evaluation", *(f"epoch {epoch + 1}" for epoch in range(epochs))]
+    settings = pictures.views
+    height, width = pictures.img_size
+    legend = [
+        f"Training crops cover {settings.scale[0]:.0%} to {settings.scale[1]:.0%} of the picture, width over height {settings.ratio[0]:.2f} to "
+        f"{settings.ratio[1]:.2f} times that of the input, flipped with a chance of {settings.flip:.0%}, {settings.interpolation}.",
+        f"Input {height} x {width}, seed {pictures.seed}: these are the crops that a run with this seed takes in its first {epochs} epochs.",
+        *([colours.note] if colours.note else []),
+        *([f"Left out, unreadable: {', '.join(bad)}"] if bad else []),
+    ]
+    return save(sheet(rows, header, "What the network is shown", legend), out)
