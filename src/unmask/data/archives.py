@@ -93,7 +93,7 @@ def _index(path: str, part: str):
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # the index is ours; tarfile would keep an object for each member
+                tar.members = []  # type: ignore[attr-defined]  # the index is ours; tarfile would keep an object for each member
                 if not member.isreg():
                     continue
                 name = posixpath.normpath(member.name.lstrip("/"))

@@ -24,7 +24,7 @@ LABEL_NAMES = ("labels", "label", "y", "Y", "y_train", "train_labels", "targets"
 class Arrays(Source):
     """Pictures in one array: (N, H, W), (N, H, W, C) or (N, C, H, W); of the two, channels are the shorter side (a tie: last)."""
 
-    def __init__(self, array: np.ndarray, path: str, labels: Labels | None = None, reopen: tuple | None = None):
+    def __init__(self, array: np.ndarray, path: str, labels: Labels | None = None, reopen: dict[str, Any] | None = None):
         if array.dtype.kind not in "uifb":
             raise Refused(f"{path} holds {array.dtype} numbers, which are no pixels")
         if array.ndim not in (3, 4) or 0 in array.shape:
@@ -45,7 +45,7 @@ class Arrays(Source):
     def __setstate__(self, state):
         self.__dict__.update(state)
         if self._reopen:
-            self.array = np.memmap(*self._reopen[:3], offset=self._reopen[3], shape=self._reopen[4], order=self._reopen[5])
+            self.array = np.memmap(**self._reopen)
 
     def name(self, index: int) -> str:
         return f"{self.path}#{index}"
@@ -142,7 +142,7 @@ def _arrays(array: np.ndarray, path: str, labels: Labels | None) -> Arrays:
     reopen = None
     if isinstance(array, np.memmap):
         order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-        reopen = (array.filename, array.dtype, "r", array.offset, array.shape, order)
+        reopen = {"filename": array.filename, "dtype": array.dtype, "mode": "r", "offset": array.offset, "shape": array.shape, "order": order}
     return Arrays(array, path, labels, reopen)
 
 

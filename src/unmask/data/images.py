@@ -64,18 +64,19 @@ def guarded(work: Callable[[], T]) -> T:
 def _opened(raw: str | bytes) -> Picture:
     if isinstance(raw, str):
         with open(raw, "rb") as file:
-            head = file.read(32)
-            if head[:4] not in TIFF:  # of a large TIFF only a window may be wanted: it stays on the disk
-                raw = head + file.read()
+            data = file.read(4)
+            if data in TIFF:  # of a large TIFF only a window may be wanted: it stays on the disk
+                return _tiff(raw)
+            data += file.read()
     else:
-        head = raw[:32]
-    if not head:
+        data = raw
+    if not data:
         raise BadSample("empty file")
-    if head[:4] in TIFF:
-        return _tiff(raw)
-    if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) > 25 and head[24] == 16 and head[25] != 0:
-        return _deep_png(raw)
-    return Photo(_pillow(BytesIO(raw)))
+    if data[:4] in TIFF:
+        return _tiff(data)
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 25 and data[24] == 16 and data[25] != 0:
+        return _deep_png(data)
+    return Photo(_pillow(BytesIO(data)))
 
 
 def _pillow(file) -> Image.Image:
@@ -94,7 +95,7 @@ def _tiff(raw: str | bytes) -> Picture:
     """Pillow where it reads every band, bit and page of the file, tifffile everywhere else."""
     try:
         image = Image.open(raw if isinstance(raw, str) else BytesIO(raw))
-        tags = image.tag_v2
+        tags = image.tag_v2  # type: ignore[attr-defined]  # what Pillow opened is a TIFF
         bits, samples, extra = tags.get(258, (1,)), tags.get(277, 1), tags.get(338, ())
         alpha = samples in (2, 4) and len(extra) == 1 and extra[0] in (1, 2)  # said by the file to be alpha, not a band
         whole = alpha or (not extra and (samples in (1, 3) or image.mode == "CMYK"))

@@ -61,7 +61,10 @@ class _Random(_Reading):
 
     def __getitems__(self, places: list[tuple[int, int]]) -> Batch:
         images = self._empty(len(places))
-        flips, indices, bad, spoiled, lost = [], [], [], 0, 0
+        flips: list[bool] = []
+        indices: list[int] = []
+        bad: list[tuple[str, str]] = []
+        spoiled = lost = 0
         for row, (place, first) in enumerate(places):
             for attempt in range(ATTEMPTS):
                 index = first if attempt == 0 else seeds.key(self.seed, "replacement", place, attempt) % len(self.source)
@@ -88,7 +91,9 @@ class _Still(_Reading):
     share: float | None
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        images, kept, bad = self._empty(len(indices)), [], []
+        images = self._empty(len(indices))
+        kept: list[int] = []
+        bad: list[tuple[str, str]] = []
         for index in indices:
             try:
                 picture = tiled(self.source.picture(index), self.tile, None)

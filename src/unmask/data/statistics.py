@@ -84,7 +84,7 @@ def survey(
         said[0] += f" (the limit is max_bad_share {max_bad_share:g})"
     if not looks:
         raise Refused(f"none of the {len(bad):,} samples looked at can be read; the first: {bad[0]}")
-    size = tuple(int(np.median([getattr(look, side) for look in looks])) for side in ("height", "width"))
+    size = int(np.median([look.height for look in looks])), int(np.median([look.width for look in looks]))
     chosen, eight_bit, line = _kind(looks, in_chans)
     said.append(line)
     fitting = [look for look in looks if look.eight_bit == eight_bit and (look.bands == chosen or (eight_bit and {look.bands, chosen} == {1, 3}))]
