@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-PLACES = dict.fromkeys("pretrain resume evaluate reconstruct embed export inspect report load_encoder load_transform".split(), "unmask.api")
+PLACES = dict.fromkeys(["pretrain", "resume", "evaluate", "reconstruct", "embed", "export", "inspect", "report", "load_encoder", "load_transform"], "unmask.api")
 PLACES |= {"load": "unmask.load", "Refused": "unmask.errors", "Failed": "unmask.errors", "Interrupted": "unmask.errors"}
-__all__ = ["__version__", "methods", *PLACES]  # noqa: PLE0604
+__all__ = ["__version__", "methods", *PLACES]
 
 
 class _Package(ModuleType):

@@ -86,24 +86,20 @@ def _read(kind: Any, value: Any) -> Any:
         return None
     if Ratio in alternatives:
         return Ratio.of(value)
-    if len(alternatives) > 1:
-        for one in alternatives[:-1]:
-            try:
-                return _read(one, value)
-            except ValueError:
-                continue
+    for one in alternatives[:-1]:
+        try:
+            return _read(one, value)
+        except ValueError:
+            continue
     kind = alternatives[-1]
-    if get_origin(kind) is Literal:
-        return _choice(get_args(kind), value)
-    if get_origin(kind) is tuple:
-        return _numbers(get_args(kind), value)
+    if get_origin(kind) in (Literal, tuple):
+        return (_choice if get_origin(kind) is Literal else _numbers)(get_args(kind), value)
     if kind in (int, float):
         return _number(kind, value)
     if kind is bool:
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        if str(value).lower() not in words:
+        if str(value).lower() not in ("true", "yes", "1", "false", "no", "0"):
             raise ValueError(f"wants true or false, got '{value}'")
-        return words[str(value).lower()]
+        return str(value).lower() in ("true", "yes", "1")
     return str(value) if kind is str else value
 
 
@@ -119,7 +115,7 @@ def _choice(choices: tuple, value: Any) -> Any:
 def _numbers(kinds: tuple, value: Any) -> tuple:
     many = kinds[-1] is Ellipsis
     parts = [p for p in re.split(r"[,x\s]+", value.strip("()[] ")) if p] if isinstance(value, str) else value
-    parts = list(parts) if isinstance(parts, (list, tuple)) else [parts]
+    parts = list(parts) if isinstance(parts, list | tuple) else [parts]
     if len(parts) == 1 and not many and len(set(kinds)) == 1:
         parts *= len(kinds)  # one number: a square
     kinds = kinds[:1] * len(parts) if many else kinds
@@ -152,13 +148,11 @@ class Group:
     def options(self) -> dict[str, Option]:
         """Every field as an option, by the name that is written."""
         kinds = get_type_hints(self.cls, SCOPE)
-        found = {}
+        found = []
         for field in dataclasses.fields(self.cls):
-            default = field.default if field.default is not dataclasses.MISSING else None
-            if self.base is not None:
-                default = getattr(self.base, field.name)
-            found[self.prefix + field.name] = Option(self.prefix + field.name, kinds[field.name], default)
-        return found
+            own = field.default if field.default is not dataclasses.MISSING else None
+            found.append(Option(self.prefix + field.name, kinds[field.name], own if self.base is None else getattr(self.base, field.name)))
+        return {option.name: option for option in found}
 
     def comments(self) -> dict[str, str]:
         """The comment at the end of each field's line, by the name that is written: its help."""
@@ -192,7 +186,6 @@ class Parser(argparse.ArgumentParser):
 def _joined(words: list[str], options: Mapping[str, Option]) -> list[str]:
     """The words with `--img_size 224 96` written as one, and unknown options refused with what was meant."""
     joined: list[str] = []
-    words = list(words)
     while words:
         word = words.pop(0)
         joined.append(word)
@@ -224,7 +217,7 @@ def parse(words: list[str], options: Mapping[str, Option]) -> tuple[list[str], d
             parser.add_argument(f"--no-{option.name}", dest=option.name, action="store_const", const=False)
         else:
             parser.add_argument(f"--{option.name}", dest=option.name)
-    found = vars(parser.parse_intermixed_args(_joined(words, options)))
+    found = vars(parser.parse_intermixed_args(_joined(list(words), options)))
     return found.pop("words"), {name: options[name].read(value) for name, value in found.items()}
 
 
@@ -273,21 +266,19 @@ def dump(values: Mapping[str, Any]) -> str:
     """The values as flat YAML that `load` and `check` read back exactly (floats as Python writes them)."""
     import yaml
 
-    plain = {name: _plain(value) for name, value in values.items()}
-    return yaml.safe_dump({"format": FORMAT} | plain, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1000)
+    plain = {"format": FORMAT} | {name: _plain(value) for name, value in values.items()}
+    return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1000)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Ratio):
         return value.first if value.moves == "never" else str(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def help_text(usage: str, says: str, groups: Iterable[Group]) -> str:
     """The help of one command: every option with its comment and its default."""
-    parser = argparse.ArgumentParser(prog="unmask", usage=usage, description=says, add_help=False, formatter_class=_Formatter)
+    parser = argparse.ArgumentParser(prog="unmask", usage=usage, description=says, add_help=False, formatter_class=_wide)
     for group in groups:
         place, comments = parser.add_argument_group(group.title), group.comments()
         for option in group.options().values():
@@ -300,14 +291,10 @@ def help_text(usage: str, says: str, groups: Iterable[Group]) -> str:
 
 def _shown(default: Any) -> str:
     """A default as the help says it."""
-    if default is None:
-        return ""
-    parts = default if isinstance(default, tuple) else (default,)
-    return f" [{' '.join(f'{p:g}' if isinstance(p, float) else {True: 'on', False: 'off'}.get(p, str(p)) if isinstance(p, bool) else str(p) for p in parts)}]"
+    if default is None or isinstance(default, bool):
+        return {None: "", True: " [on]", False: " [off]"}[default]
+    return f" [{' '.join(f'{p:g}' if isinstance(p, float) else str(p) for p in (default if isinstance(default, tuple) else (default,)))}]"
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """argparse's help with room for our longer names."""
-
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=34)
+def _wide(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=34)  # room for our longer names

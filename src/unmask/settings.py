@@ -22,12 +22,12 @@ def seconds(time: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
-def _within(settings: Any, names: str, low: float, high: float | None = None, above: bool = False) -> None:
+def within(settings: Any, names: str, low: float, high: float | None = None, above: bool = False) -> None:
     """A ValueError for the first of these fields, or of their numbers, outside low..high (`above`: low itself is outside)."""
     for name in names.split():
         value = getattr(settings, name)
         for number in value if isinstance(value, tuple) else (value,):
-            if number is None or (number > low if above else number >= low) and (high is None or number <= high):
+            if number is None or ((number > low if above else number >= low) and (high is None or number <= high)):
                 continue
             wanted = f"lie between {low:g} and {high:g}" if high is not None else f"be {'more than' if above else 'at least'} {low:g}"
             raise ValueError(f"{name} must {wanted}, got {number:g}")
@@ -93,9 +93,9 @@ class Views:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # how the crop is resized
 
     def __post_init__(self):
-        _within(self, "scale", 0, 1, above=True)
-        _within(self, "ratio", 0, above=True)
-        _within(self, "flip", 0, 1)
+        within(self, "scale", 0, 1, above=True)
+        within(self, "ratio", 0, above=True)
+        within(self, "flip", 0, 1)
         for name in ("scale", "ratio"):
             low, high = getattr(self, name)
             if low > high:
@@ -117,7 +117,7 @@ class Trunk:
     activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more time
 
     def __post_init__(self):
-        _within(self, "patch_size img_size in_chans", 1)
+        within(self, "patch_size img_size in_chans", 1)
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,9 @@ class Input:
     workers: int | None = None  # processes that read and crop; not given: chosen for the machine
 
     def __post_init__(self):
-        _within(self, "max_bad_share", 0, 1)
-        _within(self, "tile", 1)
-        _within(self, "workers", 0)
+        within(self, "max_bad_share", 0, 1)
+        within(self, "tile", 1)
+        within(self, "workers", 0)
 
 
 @dataclass(frozen=True)
@@ -167,86 +167,10 @@ class Train:
     monitor_every: int | None = None  # steps between kNN, feature rank and pictures; not given: ten times a run
 
     def __post_init__(self):
-        _within(self, "epochs lr base_lr eps clip", 0, above=True)
-        _within(self, "steps batch_size accumulate devices nodes checkpoint_every keep monitor_every", 1)
-        _within(self, "min_lr warmup_epochs weight_decay weight_decay_end betas seed", 0)
+        within(self, "epochs lr base_lr eps clip", 0, above=True)
+        within(self, "steps batch_size accumulate devices nodes checkpoint_every keep monitor_every", 1)
+        within(self, "min_lr warmup_epochs weight_decay weight_decay_end betas seed", 0)
         if max(self.betas) >= 1:
             raise ValueError(f"betas must be less than 1, got {max(self.betas):g}")
         if self.time is not None:
             seconds(self.time)
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a frozen encoder looks at pictures: the same for every command that takes ENCODER."""
-
-    img_size: tuple[int, int] | None = None  # height and width of the input (one number: square); not given: the encoder's own
-    patch_size: int | None = None  # pixels a patch side, of random:NAME
-    in_chans: int | None = None  # channels of the input, of random:NAME; not given: what the data has
-    random: bool = False  # with the encoder's weights drawn anew: what its architecture reaches without training
-    seed: int = 0  # of everything random
-    batch_size: int = 64  # pictures at once
-    workers: int | None = None  # processes that read and crop; not given: chosen for the machine
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
-    max_bad_share: float = 0.05  # stop when more than this share of the pictures is unreadable
-
-    def __post_init__(self):
-        _within(self, "patch_size img_size in_chans batch_size", 1)
-        _within(self, "workers seed", 0)
-        _within(self, "max_bad_share", 0, 1)
-
-
-@dataclass(frozen=True)
-class Measure:
-    """On which labelled pictures an encoder is measured."""
-
-    val: str | None = None  # labelled pictures to judge by; not given: a fifth of DATA, kept apart
-    labels: str | None = None  # CSV with columns path and label, for DATA and --val; class folders are used without it
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """The nearest-neighbour protocol."""
-
-    k: int = 20  # neighbours that vote
-    temperature: float = 0.07  # a vote weighs exp(cosine / temperature)
-    pooling: Literal["auto", "cls", "mean"] = "auto"  # what a picture's features are; auto: the class token where there is one
-
-    def __post_init__(self):
-        _within(self, "k", 1)
-        _within(self, "temperature", 0, above=True)
-
-
-@dataclass(frozen=True)
-class Linear:
-    """The linear probe."""
-
-    lars: bool = False  # MAE's own protocol (LARS, BatchNorm without affine, 90 epochs) instead of the sweep of rates and poolings
-    epochs: int | None = None  # passes over the features; not given: 100, with --lars 90
-    pooling: Literal["auto", "cls", "mean"] = "auto"  # what a picture's features are; auto: the better one on a held-out part
-
-    def __post_init__(self):
-        _within(self, "epochs", 1)
-
-
-@dataclass(frozen=True)
-class Reconstruct:
-    """A drawing of what a run imagines."""
-
-    out: str = "reconstruction.png"  # the picture to write
-    statistics: Literal["visible", "truth"] = "visible"  # brightness of hidden patches: estimated from what is visible, or given away
-    mask_ratio: Ratio | None = None  # share of patches hidden; not given: the run's own
-    img_size: tuple[int, int] | None = None  # height and width of the input (one number: square); not given: the run's own
-    seed: int = 0  # of the masks
-
-    def __post_init__(self):
-        _within(self, "img_size", 1)
-        _within(self, "seed", 0)
-
-
-@dataclass(frozen=True)
-class Export:
-    """Where an encoder goes, and for which library."""
-
-    to: Literal["timm", "safetensors"] = "timm"  # timm: a folder for timm.create_model("local-dir:…"); safetensors: one file
-    out: str | None = None  # the folder or file to write

@@ -5,8 +5,8 @@ A law compares it with the class that Python imports.
 """
 
 from __future__ import annotations
-
 import __future__
+
 import ast
 import dataclasses
 import importlib.util
