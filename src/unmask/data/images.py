@@ -10,6 +10,7 @@ What is kept and what is not, said once:
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 import warnings
@@ -32,6 +33,8 @@ WHOLE = 1 << 30  # pixels of the largest picture that `--tile` decodes whole to 
 # Pillow warns about large pictures, of odd metadata and of palettes on every file: what matters is a bad sample with its reason here.
 warnings.filterwarnings("ignore", module=r"PIL\..*")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+for decoder in ("PIL", "tifffile"):
+    logging.getLogger(decoder).setLevel(logging.CRITICAL)
 
 
 def open_picture(raw: str | bytes | np.ndarray | Image.Image) -> Picture:

@@ -80,7 +80,8 @@ def as_stored(pixels: np.ndarray, is_eight_bit: bool, wants_eight_bit: bool) -> 
 
 def resized(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> Tensor:
     """(H, W, C) -> (C, *size), antialiased, in the same dtype; the result is channels-last in memory."""
-    x = torch.from_numpy(np.ascontiguousarray(pixels)).view(1, *pixels.shape).permute(0, 3, 1, 2)  # (1, C, H, W), channels last in memory
+    pixels = np.require(pixels, requirements=["C", "W"])  # a mapped file is read-only, which torch has no word for
+    x = torch.from_numpy(pixels).view(1, *pixels.shape).permute(0, 3, 1, 2)  # (1, C, H, W), channels last in memory
     if x.shape[-2:] != size:
         x = F.interpolate(x, size=size, mode=interpolation, antialias=True)
     return x[0]

@@ -1,0 +1,152 @@
+"""Look at all of DATA before training on it: what is there, what is broken, what is the same twice."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from unmask.data.quarantine import BadSample
+from unmask.data.sources import Source, open_source
+from unmask.data.statistics import survey
+from unmask.data.views import tiled
+from unmask.errors import Refused
+
+BLOCK = 512  # samples handed to the threads at once
+
+
+@dataclass(frozen=True)
+class _Seen:
+    height: int
+    width: int
+    kind: str  # bands and dtype
+    constant: bool
+    digest: bytes
+
+
+def inspect(
+    data: Any, labels: Any = None, tile: int | None = None, workers: int | None = None, seed: int = 0, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """A JSON-able report on every sample of DATA (a word or a Source). Exact duplicates are of equal decoded pixels.
+
+    `workers`: threads (Pillow decodes outside Python's lock); `progress(done, total)` is called now and then.
+    """
+    began = time.perf_counter()
+    source = data if isinstance(data, Source) else open_source(data, labels)
+    seen: dict[int, _Seen] = {}
+    bad: list[dict[str, str]] = []
+    with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(source), BLOCK):
+            block = range(start, min(start + BLOCK, len(source)))
+            for index, found in zip(block, pool.map(lambda index: _look(source, index, tile), block)):
+                if isinstance(found, _Seen):
+                    seen[index] = found
+                else:
+                    bad.append({"path": source.name(index), "reason": found})
+            if progress:
+                progress(block.stop, len(source))
+    report: dict[str, Any] = {"data": str(data) if isinstance(data, str | os.PathLike) else type(source).__name__, "samples": len(source)}
+    report |= {"readable": len(seen), "bad": bad, "said": list(source.said)}
+    report |= _sizes(list(seen.values())) | {"kinds": dict(Counter(look.kind for look in seen.values()).most_common())}
+    report["constant"] = [source.name(index) for index, look in seen.items() if look.constant]
+    report["duplicates"] = _duplicates(source, seen)
+    report["labels"] = _labels(source)
+    try:
+        report["format"] = survey(source, seed=seed, tile=tile).as_dict()
+    except Refused as error:
+        report["format"], report["said"] = None, [*report["said"], str(error)]
+    report["seconds"] = round(time.perf_counter() - began, 2)
+    return report
+
+
+def _look(source: Source, index: int, tile: int | None) -> _Seen | str:
+    try:
+        picture = source.picture(index)
+        height, width, bands = picture.height, picture.width, picture.bands
+        pixels = tiled(picture, tile, None).pixels()  # (H, W, C)
+    except BadSample as error:
+        return str(error)
+    flat = np.ascontiguousarray(pixels)
+    constant = bool((flat == flat[:1, :1]).all())
+    digest = blake2b(flat.data, digest_size=16, person=f"{height}x{width}x{bands}"[:16].encode()).digest()
+    return _Seen(height, width, f"{bands} channel{'s' if bands > 1 else ''}, {pixels.dtype}", constant, digest)
+
+
+def _sizes(looks: list[_Seen]) -> dict[str, Any]:
+    """Common sizes, and the spread of the shorter side and of the aspect."""
+    if not looks:
+        return {"sizes": {}, "shorter_side": {}, "aspect": {}}
+    sizes = Counter(f"{look.height} x {look.width}" for look in looks)
+    shorter = np.array([min(look.height, look.width) for look in looks])
+    aspect = np.array([look.width / look.height for look in looks])
+    shares = {"smallest": 0, "5 %": 5, "median": 50, "95 %": 95, "largest": 100}
+    return {
+        "sizes": dict(sizes.most_common(10)),
+        "different_sizes": len(sizes),
+        "shorter_side": {name: float(np.percentile(shorter, share)) for name, share in shares.items()},
+        "shorter_side_histogram": _histogram(shorter),
+        "aspect": {name: round(float(np.percentile(aspect, share)), 3) for name, share in shares.items()},
+    }
+
+
+def _histogram(values: np.ndarray) -> dict[str, int]:
+    """Counts between the powers of two."""
+    powers = np.floor(np.log2(np.maximum(values, 1))).astype(int)
+    return {f"{2**power}–{2 ** (power + 1) - 1}": int((powers == power).sum()) for power in range(powers.min(), powers.max() + 1)}
+
+
+def _duplicates(source: Source, seen: dict[int, _Seen]) -> list[list[str]]:
+    """Groups of samples with equal pixels."""
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for index, look in seen.items():
+        groups[look.digest].append(index)
+    return [[source.name(index) for index in group] for group in groups.values() if len(group) > 1]
+
+
+def _labels(source: Source) -> dict[str, int] | None:
+    if source.labels is None or source.classes is None:
+        return None
+    names = [*source.classes, "(no label)"]
+    counts = Counter(names[number] for number in source.labels.tolist())
+    return {name: counts[name] for name in names if counts[name]}
+
+
+def lines(report: dict[str, Any], most: int = 20) -> list[str]:
+    """The report in words; every bad sample is named, of constant pictures and duplicates the first `most`."""
+    bad, extra = report["bad"], sum(len(group) - 1 for group in report["duplicates"])
+    out = [f"{report['data']}: {report['samples']:,} samples, {report['readable']:,} readable, {len(bad):,} bad", *report["said"]]
+    if report["readable"]:
+        side, aspect = report["shorter_side"], report["aspect"]
+        out += [f"channels   {_counted(report['kinds'])}", f"sizes      {_counted(report['sizes'])}; {report['different_sizes']:,} different (height x width)"]
+        out.append("shorter    " + ", ".join(f"{name} {value:g}" for name, value in side.items()))
+        out += _bars(report["shorter_side_histogram"])
+        out.append("aspect     " + ", ".join(f"{name} {value:g}" for name, value in aspect.items()) + " (width over height)")
+    if report["format"]:
+        out += [f"as input   {said}" for said in report["format"]["said"]]
+    if report["labels"]:
+        out.append(f"labels     {len(report['labels'])} classes: {_counted(report['labels'])}")
+    out.append(f"duplicates {len(report['duplicates']):,} groups of equal pictures, {extra:,} could go")
+    out += ["    " + " = ".join(group[:4]) + (" …" if len(group) > 4 else "") for group in report["duplicates"][:most]]
+    out.append(f"constant   {len(report['constant']):,} pictures of one single value")
+    out += [f"    {name}" for name in report["constant"][:most]]
+    out.append(f"bad        {len(bad):,} samples")
+    out += [f"    {one['path']}: {one['reason']}" for one in bad]
+    out.append(f"looked at everything in {report['seconds']:g} s")
+    return out
+
+
+def _counted(counts: dict[str, int], most: int = 12) -> str:
+    shown = ", ".join(f"{name} ({count:,})" for name, count in list(counts.items())[:most])
+    return shown + (f", and {len(counts) - most} more" if len(counts) > most else "")
+
+
+def _bars(histogram: dict[str, int], width: int = 40) -> list[str]:
+    most = max(histogram.values())
+    return [f"    {name:>11} {'█' * max(round(width * count / most), count > 0)} {count:,}" for name, count in histogram.items()]
