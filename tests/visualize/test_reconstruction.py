@@ -77,6 +77,21 @@ def test_spread_gives_near_places_more_weight():
     assert torch.allclose(constant, torch.full((1, 3, 3), 7.0))
 
 
+def test_levels_make_borders_meet():
+    """A slope across the picture: patches without their mean find it again, far from what is visible too."""
+    x = torch.linspace(-1, 1, 64).expand(1, 3, 32, 64).contiguous()
+    patches = patchify(x, (8, 8))  # (1, 32, 192)
+    ids = torch.arange(32).unsqueeze(0)
+    mask = Mask(ids[:, ids[0] % 8 == 0], ids[:, ids[0] % 8 > 0], (4, 8))  # only the left column is seen
+    mean = mask.masked(patches).mean(-1, keepdim=True)
+    flat = torch.full_like(mean, -0.9)  # what the left column says
+    values = mask.masked(patches) - mean
+    found = reconstruction.levels(values, flat, mask.visible(patches), mask, (8, 8))
+    assert (found - mean).abs().mean() < 0.8 * (flat - mean).abs().mean()  # the trust in `flat` holds it back
+    trusted = reconstruction.levels(values, mean, mask.visible(patches), mask, (8, 8))
+    assert (trusted - mean).abs().max() < 0.1
+
+
 def test_what_is_seen_is_pasted_and_what_is_neither_is_neither():
     model, x = learner(), pictures(1)
     mask = Mask(torch.arange(6).unsqueeze(0), torch.arange(8, 12).unsqueeze(0), (4, 4))

@@ -27,11 +27,12 @@ from unmask.visualize.pictures import Colours, Row, cover, heat, save, sheet, sh
 
 Statistics = Literal["visible", "truth"]
 FALLOFF = 3.0  # weight = distance^-3: least error of the estimated mean among powers 1-6 and Gaussians (22 photographs, 4 grids)
+TRUST = 0.1  # weight of that estimate beside one border of a patch: least error among .1, .3, 1, 3 (44 pictures: 8 % below no borders at all)
 ERROR_TOP = 0.4  # the error shown as the brightest colour, where 1 is the whole range from black to white
 SAID = {
     "raw": "The network predicts pixels as they are.",
-    "visible": "The network predicts normalised patches: mean and std of each hidden patch are estimated from the visible patches nearby "
-    "(nothing hidden is used).",
+    "visible": "The network predicts normalised patches: mean and std of each hidden patch are estimated from the visible patches nearby, "
+    "the mean also so that borders meet (nothing hidden is used).",
     "truth": "This picture uses the true patch mean and std of the hidden patches, which the network did not predict: "
     "brightness, contrast and blocky shapes are given away.",
 }
@@ -63,6 +64,35 @@ def spread(values: Tensor, mask: Mask) -> Tensor:
     distance = torch.cdist(places[mask.masked_ids], places[mask.visible_ids]).clamp_min(0.5)  # (B, M, V)
     weight = distance**-FALLOFF
     return (weight / weight.sum(-1, keepdim=True)) @ values.float()
+
+
+def levels(values: Tensor, mean: Tensor, visible: Tensor, mask: Mask, patch: tuple[int, ...]) -> Tensor:
+    """The mean `(B, M, 1)` of each hidden patch for which predicted patches and their neighbours meet best at their borders.
+
+    `values (B, M, C·p·p)` are the predicted patches without their mean, `mean` the estimate they are drawn to, `visible
+    (B, V, C·p·p)` the patches that are known. Least squares over all borders, as in gradient-domain editing (Perez et al.,
+    2003), with one unknown a patch; nothing hidden enters.
+    """
+    B, N, side = len(values), math.prod(mask.grid), mask.grid[1]
+    whole = mask.join(visible, values).unflatten(-1, (-1, *patch))  # (B, N, C, p, p)
+    hidden = mask.map  # (B, N)
+    known = hidden | torch.zeros_like(hidden).scatter(1, mask.visible_ids, True)
+    matrix, right = TRUST * torch.eye(N, device=values.device).repeat(B, 1, 1), TRUST * mask.join(torch.zeros_like(visible[..., :1]), mean)[..., 0]
+    ids = torch.arange(N, device=values.device)
+    across = (ids[ids % side < side - 1], 1, whole[..., -1].mean((2, 3)), whole[..., 0].mean((2, 3)))  # border means (B, N)
+    down = (ids[ids < N - side], side, whole[..., -1, :].mean((2, 3)), whole[..., 0, :].mean((2, 3)))
+    for i, step, end, start in (across, down):
+        j = i + step
+        meet = (known[:, i] & known[:, j]).float()  # (B, borders)
+        gap = meet * (start[:, j] - end[:, i])
+        for a, b, sign in ((i, j, 1), (j, i, -1)):
+            matrix[:, a, a] += meet
+            matrix[:, a, b] -= meet
+            right[:, a] += sign * gap
+    unknown = hidden.float()
+    matrix = matrix * unknown[:, :, None] * unknown[:, None, :] + torch.diag_embed(1 - unknown)  # what is known keeps its level
+    solved = torch.linalg.solve(matrix, (right * unknown).unsqueeze(-1))  # (B, N, 1)
+    return mask.masked(solved)
 
 
 def pixel_objective(learner: nn.Module) -> tuple[str, Pixels]:
@@ -108,6 +138,7 @@ def reconstruct(learner: nn.Module, x: Tensor, mask: Mask | None = None, statist
     mean, std = target.statistics(source)  # (B, M or V, 1)
     if statistics == "visible":
         mean, std = spread(torch.cat([mean, std], -1), mask).split(1, dim=-1)  # (B, M, 1) each
+        mean = levels(prediction * std, mean, mask.visible(patches), mask, target.patch) if target.normalize else mean
     values = target.restore(prediction, mean, std)
     channels, area = x.shape[1], math.prod(target.patch)
     colour = mask.visible(patches).unflatten(-1, (channels, area)).mean(-1)  # (B, V, C)
