@@ -69,7 +69,7 @@ class Transformer(Decoder):
         x = self.embed(torch.cat([features.prefix, features.patches], dim=1))  # (B, P + V, width)
         P, M = features.prefix.shape[1], mask.masked_ids.shape[1]
         prefix, visible, masked = x[:, :P], x[:, P:] + mask.visible(places), self.mask_token + mask.masked(places)
-        x = torch.cat([prefix, visible, masked.to(x.dtype)], dim=1)  # (B, P + V + M, width)
+        x = torch.cat([prefix, visible, masked], dim=1)  # (B, P + V + M, width)
         for block in self.blocks[:-1]:
             x = block(x)
         return self.predict(self.norm(last_rows(self.blocks[-1], x, M)))  # (B, M, out)

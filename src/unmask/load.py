@@ -27,7 +27,7 @@ def load(path: str | Path) -> Learner:
     path = Path(path)
     file = path / "model.safetensors" if path.is_dir() else path
     if path.is_dir() and not file.is_file():
-        newest = sorted((path / "checkpoints").glob("step-*/model.safetensors"))
+        newest = sorted((path / "checkpoints").glob("step-*/model.safetensors"), key=lambda file: int(file.parent.name[5:]))
         if not newest:
             raise Refused(f"{path} is no run with weights: neither model.safetensors nor a complete checkpoint is in it")
         file = newest[-1]
@@ -65,7 +65,9 @@ def from_metadata(metadata: Mapping[str, str], state: Mapping[str, Tensor], file
     method = find(metadata["method"])(**json.loads(metadata["settings"]))
     build = json.loads(metadata["build"])
     learner = method.build(**build | {"img_size": tuple(build["img_size"])})
-    learner.load_state_dict(state)
+    missing, unexpected = learner.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        raise Refused(f"{file} does not fit its own settings: missing {missing}, unknown {unexpected}"[:400])
     return learner.eval()
 
 

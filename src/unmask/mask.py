@@ -45,18 +45,18 @@ class Mask:
 
     def join(self, visible: Tensor, masked: Tensor) -> Tensor:
         """Seen rows (B, V, …) and predicted rows (B, M, …) back in raster order (B, N, …); the rest is zero."""
-        whole = visible.new_zeros(visible.shape[0], math.prod(self.grid), *visible.shape[2:])
+        N, ids = math.prod(self.grid), self.masked_ids
+        if self.weight is not None:  # padding goes to a row of its own, so that it overwrites nothing
+            ids = torch.where(self.weight > 0, ids, N)
+        whole = visible.new_zeros(visible.shape[0], N + 1, *visible.shape[2:])
         whole = whole.scatter(1, self._wide(self.visible_ids, visible), visible)
-        masked = masked.to(whole.dtype)
-        if self.weight is not None:  # padding overwrites nothing
-            masked = torch.where(self._wide(self.weight > 0, masked), masked, self._take(whole, self.masked_ids))
-        return whole.scatter(1, self._wide(self.masked_ids, masked), masked)
+        return whole.scatter(1, self._wide(ids, masked), masked.to(whole.dtype))[:, :N]
 
     def mean(self, loss: Tensor) -> Tensor:
         """The mean of `loss` (B, M) over what is predicted.
 
         With weights the sum is divided by the sum of the weights, averaged over the processes, so that several
-        processes give the gradient of the joint batch.
+        processes give the gradient of the joint batch. Where nothing is predicted at all it is 0.
         """
         if self.weight is None:
             return loss.mean()
@@ -65,7 +65,7 @@ class Mask:
             count = count.clone()
             torch.distributed.all_reduce(count)
             count = count / torch.distributed.get_world_size()
-        return (loss * self.weight).sum() / count
+        return (loss * self.weight).sum() / torch.where(count > 0, count, 1)
 
     @property
     def map(self) -> Tensor:

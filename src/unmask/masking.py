@@ -56,7 +56,7 @@ def cells_of(grid: tuple[int, ...], cell: int | tuple[int, ...]) -> tuple[tuple[
 
 def highest(scores: Tensor, keep: int, grid: tuple[int, ...], cell: int | tuple[int, ...] = 1) -> Mask:
     """Mask all but the `keep` cells of lowest score (B, cells); one argsort makes both lists, in the order of the scores."""
-    order = scores.argsort(dim=1)  # (B, cells)
+    order = scores.argsort(dim=1, stable=True)  # (B, cells); stable: equal scores fall the same way on every machine
     if math.prod(grid) == scores.shape[1]:
         return Mask(order[:, :keep], order[:, keep:], grid)
     members = cells_of(grid, cell)[1].to(scores.device)
@@ -110,7 +110,7 @@ class Block(Masking):
     A try: an area uniform in [smallest, what is left], an aspect log-uniform in [.3, 1/.3], a place; it counts if it
     fits strictly inside and covers between one and all of what is left. After ten tries in vain a picture is done, so
     the count varies below the budget: shorter lists are padded (weight 0). With `exact` they are filled up at random, as
-    in BEiT v2.
+    in BEiT v2. `smallest` is BEiT's 16 patches unless given, less on smaller grids: a twelfth.
     """
 
     TRIES = 10  # in vain, before a picture is given up
@@ -119,7 +119,7 @@ class Block(Masking):
     def __init__(
         self,
         ratio: Ratio | float | str = 0.4,
-        smallest: int = 16,
+        smallest: int | None = None,
         largest: int | None = None,
         aspect: float = 0.3,
         exact: bool = False,
@@ -137,13 +137,14 @@ class Block(Masking):
         N = math.prod(grid)
         budget = self.count or N - self.keep(N)
         covered = self.rectangles(grid, budget, noise[:, : 4 * self.TABLE].reshape(-1, self.TABLE, 4)).flatten(1)  # (B, N)
-        order = (covered + noise[:, 4 * self.TABLE :]).argsort(dim=1)  # masked patches last, each group in random order
+        order = (covered + noise[:, 4 * self.TABLE :]).argsort(dim=1, stable=True)  # masked patches last, each group in random order
         mask = Mask(order[:, : N - budget], order[:, N - budget :], grid)
         return mask if self.exact else Mask(mask.visible_ids, mask.masked_ids, grid, mask.masked(covered).float())
 
-    def rectangles(self, grid: tuple[int, int], budget: int, table: Tensor) -> Tensor:
-        """(B, H, W) 0/1: what the rectangles read from `table` (B, tries, 4) cover; never more than `budget`."""
+    def rectangles(self, grid: tuple[int, int], budget: int | Tensor, table: Tensor) -> Tensor:
+        """(B, H, W) 0/1: what the rectangles read from `table` (B, tries, 4) cover; never more than `budget`, one or (B,)."""
         H, W = grid
+        smallest = self.smallest or min(16, max(1, H * W // 12))
         rows = torch.arange(H, device=table.device)[None, :, None]  # (1, H, 1)
         columns = torch.arange(W, device=table.device)[None, None, :]  # (1, 1, W)
         covered = torch.zeros(len(table), H, W, dtype=torch.int64, device=table.device)
@@ -151,8 +152,8 @@ class Block(Masking):
         vain = torch.zeros_like(count)
         shapes = torch.exp((table[..., 1] * 2 - 1) * -math.log(self.aspect))  # (B, tries) height over width
         for i in range(table.shape[1]):
-            left = (budget - count).clamp(max=self.largest or budget)
-            area = self.smallest + table[:, i, 0] * (left - self.smallest)  # a reversed interval at the end, as in the source
+            left = (budget - count).clamp(max=self.largest or H * W)
+            area = smallest + table[:, i, 0] * (left - smallest)  # a reversed interval at the end, as in the source
             h = (area * shapes[:, i]).sqrt().round().long()
             w = (area / shapes[:, i]).sqrt().round().long()
             y = (table[:, i, 2] * (H - h + 1)).long()

@@ -37,6 +37,13 @@ class Learner(nn.Module, ABC):
         Pure: called again after a resume, so nothing of it needs saving.
         """
 
+    def draw_mask(self, x: Signal, noise: Tensor | None = None, rows: Tensor | None = None) -> Mask | None:
+        """The mask of `x`, where it can be drawn before the forward pass and given to it (arguments as there).
+
+        The loop draws it outside the compiled graph: some lengths depend on the noise, and rectangles unroll into long graphs.
+        """
+        return None
+
     @abstractmethod
     def forward(self, x: Signal, noise: Tensor | None = None, mask: Mask | None = None, rows: Tensor | None = None) -> dict[str, Tensor]:
         """The loss under `"loss"`, and its parts.
@@ -99,14 +106,15 @@ class MaskedModel(Learner):
         if self.masking is not None:
             self.masking.prepare(progress, u)
 
-    def draw_mask(self, x: Signal, noise: Tensor | None = None, rows: Tensor | None = None) -> Mask | None:
-        """The mask of `x` that the noise says (see `Learner.forward`)."""
+    def draw_mask(self, x, noise=None, rows=None):
         if self.masking is None:
             return None
         seen = self.encoder.take(x)
         if noise is None:
             noise = torch.rand(len(seen) // self.views, self.draws(x), device=seen.device)
         samples = len(noise)
+        if noise.shape[1] != self.draws(x):
+            raise ValueError(f"noise of {noise.shape[1]} numbers a sample where {self.draws(x)} are wanted")
         noise = noise.reshape(samples, self.views, self.masks, -1).transpose(0, 1).flatten(0, 2)  # (views·samples·masks, draws)
         mask = self.masking(self.encoder.grid(seen), noise)
         if rows is None:

@@ -25,7 +25,7 @@ from unmask.patches import grid_of, sincos
 class ViT(nn.Module):
     """`trunk` with masked patches dropped before the blocks (`"drop"`) or replaced by a learned token (`"token"`).
 
-    `layers` names the blocks whose outputs are kept (negative numbers count from the end). `take` picks what is encoded
+    `layers` names the blocks whose outputs are kept, in the order of the blocks (negative numbers count from the end). `take` picks what is encoded
     from the learner's input: a tensor, or the first entry of a dict.
     """
 

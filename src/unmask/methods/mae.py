@@ -11,7 +11,8 @@ from unmask import losses
 from unmask.decoders import Transformer, default_size, patch_values
 from unmask.encoders.build import build
 from unmask.encoders.vit import fix_places, mae_init
-from unmask.masking import STRATEGIES
+from unmask.errors import Refused
+from unmask.masking import STRATEGIES, Block
 from unmask.model import MaskedModel, Predict
 from unmask.settings import Ratio, Train, Views
 from unmask.targets.pixels import Pixels
@@ -57,13 +58,16 @@ class MAE:
     ) -> MaskedModel:
         """A fresh learner over a timm VisionTransformer or Eva; `sizes`: its width, depth and heads where not its own."""
         encoder = build(model, img_size, in_chans, patch_size, masked="drop", **sizes)
-        width, depth, heads = default_size(encoder.width)
+        width, depth, _ = default_size(encoder.width)
         width = self.decoder_width or width
-        heads = self.decoder_heads or (heads if width % heads == 0 else 1)
+        heads = self.decoder_heads or (width // 32 if width % 32 == 0 else 1)
+        if width % heads:
+            raise Refused(f"decoder_heads {heads} does not divide the decoder's width {width}: change it, or give decoder_width")
         grid = tuple(side // patch for side, patch in zip(img_size, encoder.patch))
         decoder = Transformer(encoder.width, patch_values(encoder.patch, encoder.in_chans), grid, width, self.decoder_depth or depth, heads)
         mae_init(encoder)
         mae_init(decoder)
         fix_places(encoder.trunk)
         predict = Predict(decoder, Pixels(encoder.patch, self.norm_pix), losses.mse)
-        return MaskedModel(encoder, STRATEGIES[self.masking](self.mask_ratio), {"pixels": predict})
+        strategy = Block(self.mask_ratio, exact=True) if self.masking == "block" else STRATEGIES[self.masking](self.mask_ratio)
+        return MaskedModel(encoder, strategy, {"pixels": predict})  # dropping wants rows of equal length: blocks are filled up

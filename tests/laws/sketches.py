@@ -1,0 +1,315 @@
+"""Six hard neighbours of MAE, in a few lines each, of the core's parts: proof that the walls stand where they should.
+
+They are sketches: small heads, fixed rates, no recipes. The real ones become files of `methods/`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_gather_tensor_autograd
+from torch.nn import functional as F
+
+from unmask import losses
+from unmask.decoders import Decoder, Linear, Transformer, patch_values
+from unmask.encoders.build import build
+from unmask.encoders.vit import ViT
+from unmask.mask import Mask
+from unmask.masking import Block, Masking, Random
+from unmask.model import MaskedModel, Objective, Predict, first
+from unmask.targets.pixels import Pixels
+
+
+class Teacher(nn.Module):
+    """A frozen copy that follows: the moving average of a student."""
+
+    def __init__(self, student: nn.Module, decay: float = 0.99):
+        super().__init__()
+        self.copy, self.decay = copy.deepcopy(student).requires_grad_(False), decay
+
+    @torch.no_grad()
+    def forward(self, *inputs):
+        return self.copy(*inputs)
+
+    @torch.no_grad()
+    def follow(self, student: nn.Module):
+        for mine, theirs in zip(self.copy.parameters(), student.parameters(), strict=True):
+            mine.lerp_(theirs, 1 - self.decay)
+
+
+def over_processes() -> bool:
+    return torch.distributed.is_initialized()
+
+
+# ------------------------------------------------------------------------------------------------------------- SimMIM
+
+
+@dataclass(frozen=True)
+class SimMIM:
+    """Hide squares of 16 pixels behind a token, predict raw pixels with one linear layer."""
+
+    mask_ratio: float = 0.6
+    side: int = 16  # pixels; the paper's 32 at 192
+
+    def build(self, **trunk):
+        encoder = build(**trunk, masked="token")
+        masking = Random(self.mask_ratio, cell=tuple(self.side // side for side in encoder.patch))
+        decoder = Linear(encoder.width, patch_values(encoder.patch, encoder.in_chans))
+        return MaskedModel(encoder, masking, {"pixels": Predict(decoder, Pixels(encoder.patch, normalize=False), losses.l1)})
+
+
+# ----------------------------------------------------------------------------------------------------------- data2vec
+
+
+class Regress(Objective):
+    """Predict what a teacher that sees everything makes of the masked places: the mean of its last layers, normalised."""
+
+    def __init__(self, encoder: ViT, decoder: Decoder, beta: float = 2.0):
+        super().__init__()
+        self.teacher, self.decoder, self.beta = Teacher(ViT(encoder.trunk, layers=(-2, -1))), decoder, beta
+
+    def forward(self, features, mask, x, encoder):
+        layers = self.teacher(first(x)).layers
+        truth = torch.stack([F.layer_norm(layer, layer.shape[-1:]) for layer in layers]).mean(0)
+        truth = mask.masked(F.layer_norm(truth, truth.shape[-1:]))  # (B, M, D)
+        loss = F.smooth_l1_loss(self.decoder(features, mask), truth, beta=self.beta, reduction="none")
+        return mask.mean(loss.mean(-1))
+
+    def follow(self, encoder, progress):
+        self.teacher.follow(ViT(encoder.trunk))
+
+
+@dataclass(frozen=True)
+class Data2Vec:
+    """Blocks behind a token; the target is a teacher's view of the whole picture."""
+
+    mask_ratio: float = 0.6
+
+    def build(self, **trunk):
+        encoder = build(**trunk, masked="token")
+        return MaskedModel(encoder, Block(self.mask_ratio), {"features": Regress(encoder, Linear(encoder.width, encoder.width))})
+
+
+# ------------------------------------------------------------------------------------------------------------- I-JEPA
+
+
+class MultiBlock(Masking):
+    """Four target blocks of one size, and a context block without them: sizes are drawn once a batch, lists cut to the shortest."""
+
+    def draws(self, grid):
+        return 2 + 2 * 5  # two sizes, five places
+
+    def __call__(self, grid, noise, scores=None):
+        H, W = grid
+        sizes = [(0.15 + 0.05 * float(noise[0, 0]), 0.75 + 0.75 * float(noise[0, 0]))] * 4 + [(0.85 + 0.15 * float(noise[0, 1]), 1.0)]
+        rows, columns = torch.arange(H)[None, :, None], torch.arange(W)[None, None, :]
+        blocks = []
+        for i, (area, aspect) in enumerate(sizes):
+            h = min(max(round(math.sqrt(area * H * W * aspect)), 1), H - 1)
+            w = min(max(round(math.sqrt(area * H * W / aspect)), 1), W - 1)
+            top = (noise[:, 2 + 2 * i] * (H - h + 1)).long()[:, None, None]
+            left = (noise[:, 3 + 2 * i] * (W - w + 1)).long()[:, None, None]
+            blocks.append(((rows >= top) & (rows < top + h) & (columns >= left) & (columns < left + w)).flatten(1))  # (B, N)
+        *targets, context = blocks
+        context = context & ~torch.stack(targets).any(0)
+        shortest = max(int(context.sum(1).min()), 1)
+        visible = context.int().argsort(dim=1, descending=True, stable=True)[:, :shortest]
+        masked = [block.int().argsort(dim=1, descending=True, stable=True)[:, : int(block[0].sum())] for block in targets]
+        return Mask(visible, torch.cat(masked, dim=1), grid)
+
+
+class EachBlock(Decoder):
+    """A predictor that is asked for each of four blocks by itself."""
+
+    def __init__(self, width: int, grid: tuple[int, ...]):
+        super().__init__()
+        self.predictor = Transformer(width, width, grid, width=32, depth=2, heads=2)
+
+    def forward(self, features, mask):
+        blocks = (Mask(mask.visible_ids, ids, mask.grid) for ids in mask.masked_ids.chunk(4, dim=1))
+        return torch.cat([self.predictor(features, block) for block in blocks], dim=1)  # (B, 4m, D)
+
+
+class Imagine(Objective):
+    """Predict the teacher's final features of the target blocks."""
+
+    def __init__(self, encoder: ViT, decoder: Decoder):
+        super().__init__()
+        self.teacher, self.decoder = Teacher(encoder), decoder
+
+    def forward(self, features, mask, x, encoder):
+        truth = self.teacher(first(x)).patches  # (B, N, D)
+        truth = mask.masked(F.layer_norm(truth, truth.shape[-1:]))
+        return mask.mean(F.smooth_l1_loss(self.decoder(features, mask), truth, reduction="none").mean(-1))
+
+    def follow(self, encoder, progress):
+        self.teacher.follow(encoder)
+
+
+@dataclass(frozen=True)
+class IJEPA:
+    """Predict features of blocks from the features of their surroundings."""
+
+    def build(self, **trunk):
+        encoder = build(**trunk)
+        grid = tuple(side // patch for side, patch in zip(encoder.img_size, encoder.patch))
+        return MaskedModel(encoder, MultiBlock(), {"features": Imagine(encoder, EachBlock(encoder.width, grid))})
+
+
+# --------------------------------------------------------------------------------------------------------------- iBOT
+
+
+class SomeBlocks(Masking):
+    """Blocks on half of the views, of a share drawn a view; lists are padded to the largest count."""
+
+    def __init__(self, low: float = 0.1, high: float = 0.5, chance: float = 0.5):
+        super().__init__(high)
+        self.low, self.high, self.chance, self.block = low, high, chance, Block(high)
+
+    def draws(self, grid):
+        return 2 + self.block.draws(grid)
+
+    def __call__(self, grid, noise, scores=None):
+        N = math.prod(grid)
+        budget = N * (self.low + (self.high - self.low) * noise[:, 1]) * (noise[:, 0] < self.chance)  # (B,)
+        table, order = noise[:, 2:].split([4 * Block.TABLE, N], dim=1)
+        covered = self.block.rectangles(grid, budget, table.unflatten(1, (-1, 4))).flatten(1)  # (B, N)
+        order = (covered + order).argsort(dim=1, descending=True, stable=True)
+        mask = Mask(order[:, int(N * self.high) :], order[:, : int(N * self.high)], grid)
+        hits = mask.masked(covered).float()
+        return Mask(mask.visible_ids, mask.masked_ids, grid, hits / hits.sum(1, keepdim=True).clamp(min=1))  # a mean a view
+
+
+class Head(nn.Module):
+    """Features to logits over prototypes."""
+
+    def __init__(self, width: int, prototypes: int = 64):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(width, 64), nn.GELU(), nn.Linear(64, 32))
+        self.prototypes = nn.Parameter(torch.randn(prototypes, 32))
+
+    def forward(self, x):
+        return F.linear(F.normalize(self.layers(x), dim=-1), F.normalize(self.prototypes, dim=-1))
+
+
+class SelfDistil(Objective):
+    """A view's patches say what the teacher sees behind the mask; its class token what the teacher says of the other views."""
+
+    def __init__(self, encoder: ViT):
+        super().__init__()
+        self.head = Head(encoder.width)
+        self.teacher, self.teacher_head = Teacher(encoder), Teacher(self.head)
+        for name in ("centre", "patch_centre", "seen", "patches_seen"):
+            self.register_buffer(name, torch.zeros(64))
+
+    def forward(self, features, mask, x, encoder):
+        taught = self.teacher(x["global"])
+        truth, cls = self.teacher_head(taught.patches), self.teacher_head(taught.prefix[:, 0])  # (2B, N, K), (2B, K)
+        self.watch(cls, truth)
+        truth, cls = ((truth - self.patch_centre) / 0.07).softmax(-1), ((cls - self.centre) / 0.07).softmax(-1)
+        patch = -(mask.masked(truth) * (self.head(mask.masked(features.patches)) / 0.1).log_softmax(-1)).sum(-1)  # (2B, M)
+        said = self.head(torch.cat([features.prefix[:, 0], encoder(x["local"]).prefix[:, 0]]))
+        said = (said / 0.1).log_softmax(-1).unflatten(0, (-1, len(cls) // 2))  # (2 + L, B, K)
+        pairs = -torch.einsum("abk,cbk->acb", cls.unflatten(0, (2, -1)), said)  # (2, 2 + L, B)
+        other = torch.ones(pairs.shape[:2], device=pairs.device).fill_diagonal_(0).unsqueeze(-1)
+        return (patch * mask.weight).sum(1).mean() + (pairs * other).sum() / (other.sum() * pairs.shape[-1])
+
+    @torch.no_grad()
+    def watch(self, cls: Tensor, patches: Tensor):
+        means = torch.stack([cls.mean(0), patches.mean((0, 1))])
+        if over_processes():
+            torch.distributed.all_reduce(means)
+            means = means / torch.distributed.get_world_size()
+        self.seen.copy_(means[0])
+        self.patches_seen.copy_(means[1])
+
+    def follow(self, encoder, progress):
+        self.teacher.follow(encoder)
+        self.teacher_head.follow(self.head)
+        self.centre.lerp_(self.seen, 0.01)
+        self.patch_centre.lerp_(self.patches_seen, 0.01)
+
+
+@dataclass(frozen=True)
+class IBOT:
+    """Two global views behind padded masks, local views, a teacher with centres."""
+
+    def build(self, **trunk):
+        encoder = build(**trunk, masked="token")
+        return MaskedModel(encoder, SomeBlocks(), {"distil": SelfDistil(encoder)}, views=2)
+
+
+# ------------------------------------------------------------------------------------------------------- data2vec 2.0
+
+
+class Convolutions(Decoder):
+    """Visible features back on their grid, zeros elsewhere, and a few convolutions over it."""
+
+    def __init__(self, width: int, depth: int = 2):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, groups=4) for _ in range(depth))
+        self.predict = nn.Linear(width, width)
+
+    def forward(self, features, mask):
+        hidden = features.patches.new_zeros(*mask.masked_ids.shape, features.patches.shape[-1])
+        x = mask.join(features.patches, hidden).transpose(1, 2).unflatten(2, mask.grid)  # (K·B, D, H, W)
+        for layer in self.layers:
+            x = x + F.gelu(F.layer_norm(layer(x).movedim(1, -1), x.shape[1:2]).movedim(-1, 1))
+        return self.predict(mask.masked(x.flatten(2).transpose(1, 2)))  # (K·B, M, D)
+
+
+class RegressWhole(Regress):
+    """And the class token says the mean over the picture."""
+
+    def forward(self, features, mask, x, encoder):
+        whole = self.teacher(first(x)).layers[-1].mean(1)  # (B, D)
+        said = features.prefix[:, 0]  # (K·B, D)
+        return super().forward(features, mask, x, encoder) + 0.01 * F.mse_loss(said, mask.fold(whole))
+
+
+@dataclass(frozen=True)
+class Data2Vec2:
+    """Several masks a picture share one pass of the teacher."""
+
+    mask_ratio: float = 0.8
+    masks: int = 3
+
+    def build(self, **trunk):
+        encoder = build(**trunk)
+        objective = RegressWhole(encoder, Convolutions(encoder.width), beta=1.0)
+        return MaskedModel(encoder, Random(self.mask_ratio), {"features": objective}, masks=self.masks)
+
+
+# ------------------------------------------------------------------------------------------------------------- SimCLR
+
+
+class Contrast(Objective):
+    """Find the other view of a picture among all views of all pictures, those of other processes too."""
+
+    def __init__(self, width: int, temperature: float = 0.2):
+        super().__init__()
+        self.head, self.temperature = nn.Sequential(nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, 32)), temperature
+
+    def forward(self, features, mask, x, encoder):
+        mine = F.normalize(self.head(features.prefix[:, 0]), dim=-1)  # (2b, K), view-major
+        b, rank = len(mine) // 2, torch.distributed.get_rank() if over_processes() else 0
+        views = mine.unflatten(0, (2, b))
+        views = all_gather_tensor_autograd(views, 1, torch.distributed.group.WORLD) if over_processes() else views  # (2, B, K)
+        B = views.shape[1]
+        own = torch.arange(b, device=mine.device) + rank * b
+        places = torch.cat([own, own + B])  # of my rows among all
+        logits = (mine @ views.flatten(0, 1).T / self.temperature).scatter(1, places[:, None], -torch.inf)  # (2b, 2B)
+        return F.cross_entropy(logits, (places + B) % (2 * B))
+
+
+@dataclass(frozen=True)
+class SimCLR:
+    """Two views, no mask."""
+
+    def build(self, **trunk):
+        encoder = build(**trunk)
+        return MaskedModel(encoder, None, {"contrast": Contrast(encoder.width)}, views=2)
