@@ -154,6 +154,11 @@ def test_the_verdict_is_honest_about_the_features(tmp_path):
         "evaluate linear: 40.0 % against 38.0 % of the random encoder; the intervals overlap, so a difference is not shown.",
     )
     assert evaluated(20, 40, 2000)[0] == "bad"
+    common = {"protocol": "knn", "n_val": 500, "majority": 10.0}
+    others = [common | {"top1": 40.0, "random": False}, common | {"top1": 20.0, "random": True, "n_val": 900}]
+    assert any("Measure the random encoder" in text for _, text in said(run_folder(tmp_path / "others", falling(), evaluations=others)))
+    largest = [common | {"top1": 41.0, "random": False, "majority": 40.0}]
+    assert any(mark == "bad" and "largest class" in text for mark, text in said(run_folder(tmp_path / "largest", falling(), evaluations=largest)))
     collapsed = run_folder(tmp_path / "collapsed", falling(), rank=1.2)
     assert any(mark == "bad" and "collaps" in text for mark, text in said(collapsed))
     waiting = run_folder(tmp_path / "waiting", falling(), data_wait=0.5)

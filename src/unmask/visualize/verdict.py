@@ -173,6 +173,14 @@ def _evaluated(run: Run) -> list[Finding]:
         trained, random = ([row for row in rows if bool(row.get("random")) is wanted] for wanted in (False, True))
         if not trained:
             continue
+        random = [row for row in random if all(row.get(key) == trained[-1].get(key) for key in SAME)]  # other pictures say nothing about these
+        most = trained[-1].get("majority")
+        if isinstance(most, int | float) and interval(trained[-1])[0] <= most:
+            findings.append(
+                Finding(
+                    "bad", f"evaluate {protocol}: {trained[-1]['top1']:.1f} %, not shown to beat always answering the largest class ({most:.1f} %)."
+                )
+            )
         if not random:
             findings.append(
                 Finding("note", f"evaluate {protocol}: {trained[-1]['top1']:.1f} %. Measure the random encoder beside it (--random) before judging.")
@@ -232,4 +240,5 @@ def _bad(run: Run) -> list[Finding]:
     return findings
 
 
+SAME = ("n_train", "n_val", "val", "img_size", "classes")  # what must agree before two measurements are compared
 BASELINES = (("patch_mean", "predicting the mean patch"), ("copy_nearest", "copying the nearest visible patch"))
