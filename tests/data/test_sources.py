@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,7 +199,7 @@ def test_a_tar_that_climbs_out_or_is_none_is_refused(tmp_path):
     with pytest.raises(Refused, match=r"no\.tar"):
         open_source(str(tmp_path / "no.tar"))
     whole = tar_of(tmp_path / "cut.tar", {f"{number}.png": png(number) for number in range(3)})
-    data = open(whole, "rb").read()
+    data = Path(whole).read_bytes()
     (tmp_path / "cut.tar").write_bytes(data[: 512 + len(png(0)) + 700])
     try:
         source = open_source(str(tmp_path / "cut.tar"))

@@ -15,13 +15,14 @@ import os
 import struct
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from io import BytesIO
 from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from unmask.data.quarantine import BadSample
+from unmask.data.quarantine import BadSample, NeedsExtra
 from unmask.data.raster import LIMIT, Bands, Picture, Tiff
 
 T = TypeVar("T")
@@ -110,17 +111,31 @@ def _tiff(raw: str | bytes) -> Picture:
 
 
 def _deep_png(raw: bytes) -> Picture:
-    """A colour PNG of 16 bits a channel: torchvision's decoder keeps them; alpha is the last of 2 or 4 channels."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_png
-
+    """A colour PNG of 16 bits a channel, of which Pillow would keep 8; alpha is the last of 2 or 4 channels."""
     width, height = struct.unpack(">II", raw[16:24])
     if width * height > LIMIT:
         raise BadSample(f"too large to decode in one piece ({width} x {height} pixels of 16 bits)")
     Image.open(BytesIO(raw)).load()  # Pillow is the stricter judge of a damaged file
-    data = decode_png(torch.frombuffer(bytearray(raw), dtype=torch.uint8), ImageReadMode.UNCHANGED).numpy()  # (C, H, W)
-    colours = {2: 1, 4: 3}.get(data.shape[0], data.shape[0])
-    return Bands(data[:colours].transpose(1, 2, 0))  # (H, W, C)
+    array = _sixteen_bits(raw)  # (H, W, C)
+    colours = {2: 1, 4: 3}.get(array.shape[2], array.shape[2])
+    return Bands(array[..., :colours])
+
+
+def _sixteen_bits(raw: bytes) -> np.ndarray:
+    """Through imagecodecs (extra [geo]), else through torchvision while it still decodes."""
+    if find_spec("imagecodecs") is not None:
+        import imagecodecs
+
+        return imagecodecs.png_decode(raw)
+    try:
+        import torch
+        from torchvision.io import ImageReadMode, decode_png
+    except ImportError:
+        raise NeedsExtra('a colour PNG of 16 bits a channel, of which Pillow keeps 8: pip install "unmask[geo]"') from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = decode_png(torch.frombuffer(bytearray(raw), dtype=torch.uint8), ImageReadMode.UNCHANGED)
+    return data.permute(1, 2, 0).numpy()  # (C, H, W) -> (H, W, C)
 
 
 class Photo(Picture):
