@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.errors import Refused
+from unmask.run.folder import write_whole
 from unmask.visualize import page
 from unmask.visualize.curves import column, present, svg
 from unmask.visualize.verdict import Run, final_loss, interval, verdict
@@ -36,9 +36,7 @@ def write(runs: Sequence[Path | str], out: Path | str | None = None) -> Path:
         target = target / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     text = _one(read[0]) if len(read) == 1 else _several(_named(read))
-    part = target.with_name(f".{target.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, target)  # a reader never sees half a page
+    write_whole(target, text)
     return target
 
 
@@ -92,8 +90,8 @@ def _under(run: Run) -> str:
 
 
 def _foot(run: Run) -> str:
-    inner = run.environment.get("versions")
-    versions = inner if isinstance(inner, dict) else run.environment
+    packages = run.environment.get("packages")
+    versions = (packages if isinstance(packages, dict) else {}) | {"python": run.environment.get("python")}
     said = [f"{name} {versions[name]}" for name in ("unmask", "torch", "timm", "python") if isinstance(versions.get(name), str)]
     return "Written by unmask" + (f" · {', '.join(said)}" if said else "") + ". This page is one file and loads nothing from a network."
 
@@ -188,8 +186,8 @@ def _speed(run: Run) -> list[tuple[str, str]]:
         items.append(("pictures a second", f"median {statistics.median(values):,.1f}, lowest {min(values):,.1f}, highest {max(values):,.1f}"))
     if values := column(run.rows, "data_wait")[1]:
         items.append(("time waiting for data", f"mean {statistics.fmean(values):.1%}, highest {max(values):.1%}"))
-    for name in ("machine", "cpu", "gpu", "device", "precision"):
-        value = run.environment.get(name)
+    machine = run.environment.get("machine")
+    for name, value in (machine if isinstance(machine, dict) else {}).items():
         if isinstance(value, str | int | float) and value != "":
             items.append((name, str(value)))
     items.append(("bad samples replaced", str(len(run.quarantine))))
