@@ -1,0 +1,104 @@
+"""Which parameters decay, and how fast each learns: every trainable parameter in exactly one group, or it fails."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from unmask.model import Learner
+from unmask.settings import Train
+
+Group = dict[str, Any]
+Factor = Callable[[float], float]  # progress of the run in [0, 1] -> what the learning rate is multiplied by
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """MAE's rule (timm 0.3.2, add_weight_decay): vectors and biases do not decay; class and mask tokens do."""
+    return parameter.dim() > 1 and not name.endswith(".bias")
+
+
+def parameter_groups(learner: Learner, train: Train) -> tuple[list[Group], list[Factor | None]]:
+    """The groups for torch's optimiser, and beside each its factor of the learning rate (None: 1).
+
+    The learner's own groups where it has some: torch groups, in which `lr` may be a number or a function of progress that
+    multiplies the rate. Frozen parameters are in none. Raises ValueError, with names, where a trainable parameter is in no
+    group or in two.
+    """
+    own = learner.parameter_groups(train)
+    if own is None:
+        own = by_decay(learner.named_parameters(), train.weight_decay)
+    groups = [{"weight_decay": train.weight_decay} | group | {"params": list(group["params"])} for group in own]
+    check_cover(learner, groups)
+    factors = [_factor(group.pop("lr", None)) for group in groups]
+    return groups, factors
+
+
+def _factor(given: float | Factor | None) -> Factor | None:
+    if given is None or callable(given):
+        return given
+    scale = float(given)
+    return lambda progress: scale
+
+
+def by_decay(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[Group]:
+    """Two groups: what decays, and what does not; an empty one is left out."""
+    parts: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in named:
+        if parameter.requires_grad:
+            parts[decays(name, parameter)].append(parameter)
+    return [{"params": parts[kind], "weight_decay": weight_decay if kind else 0.0} for kind in (True, False) if parts[kind]]
+
+
+def check_cover(module: nn.Module, groups: Iterable[Mapping[str, Any]]) -> None:
+    """Every trainable parameter is in exactly one group, and nothing else is."""
+    names = {id(parameter): name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    seen: set[int] = set()
+    twice, foreign = [], 0
+    for parameter in (parameter for group in groups for parameter in group["params"]):
+        if id(parameter) in seen:
+            twice.append(names.get(id(parameter), "a tensor that is no parameter"))
+        foreign += id(parameter) not in names
+        seen.add(id(parameter))
+    missing = [name for number, name in names.items() if number not in seen]
+    wrong = [f"{said} {', '.join(list_[:5])}" for said, list_ in (("in no group:", missing), ("in two groups:", twice)) if list_]
+    if foreign:
+        wrong.append(f"{foreign} tensors in the groups are frozen or not the learner's")
+    if wrong:
+        raise ValueError(f"the optimiser's groups do not fit {type(module).__name__}: {'; '.join(wrong)}")
+
+
+def layer_of(name: str, depth: int) -> int:
+    """The layer of a ViT's parameter for layer-wise decay, as MAE's fine-tuning counts (util/lr_decay.py).
+
+    Layer 0: tokens, places, patch embedding; block j: j + 1; the rest (norms after the blocks, head): depth + 1.
+    """
+    if name in ("cls_token", "pos_embed") or name.startswith("patch_embed"):
+        return 0
+    block = re.match(r"blocks\.(\d+)\.", name)
+    return int(block[1]) + 1 if block else depth + 1
+
+
+def layer_scale(name: str, depth: int, layer_decay: float) -> float:
+    """What the learning rate of a parameter is multiplied by: layer_decay^(depth + 1 − layer)."""
+    return layer_decay ** (depth + 1 - layer_of(name, depth))
+
+
+def by_layer(
+    named: Iterable[tuple[str, nn.Parameter]], depth: int, layer_decay: float, weight_decay: float, undecayed: Iterable[str] = ("cls_token", "pos_embed")
+) -> list[Group]:
+    """A group for each layer and kind of decay, in the order of first appearance; `lr` holds its scale (MAE, util/lr_decay.py).
+
+    Vectors decay as little as the names in `undecayed`. Unlike pre-training, a bias of more than one dimension decays.
+    """
+    groups: dict[tuple[int, bool], Group] = {}
+    spared = set(undecayed)
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        place = layer_of(name, depth), parameter.dim() > 1 and name not in spared
+        fresh = {"params": [], "weight_decay": weight_decay if place[1] else 0.0, "lr": layer_decay ** (depth + 1 - place[0])}
+        groups.setdefault(place, fresh)["params"].append(parameter)
+    return list(groups.values())
