@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -28,10 +27,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from record import RESULTS, keep, machine
+from torch import Tensor, nn
 
 from unmask import decoders
 from unmask.methods.mae import MAE
@@ -109,7 +106,8 @@ def ours(words: argparse.Namespace) -> tuple[Contestant, nn.Module]:
     learner = MAE(**DECODER).build(words.model, (words.img_size, words.img_size)).to(words.device)
     run = torch.compile(learner) if words.compile else learner
     decoder = learner.objectives["pixels"].decoder
-    return Contestant(lambda x, noise: run(x, noise=noise)["loss"], learner.encoder, decoder, lambda features: features.patches, *training(learner)), learner
+    mine = Contestant(lambda x, noise: run(x, noise=noise)["loss"], learner.encoder, decoder, lambda features: features.patches, *training(learner))
+    return mine, learner
 
 
 def theirs(words: argparse.Namespace, learner: nn.Module) -> Contestant:
@@ -197,8 +195,8 @@ def measure(words: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    settings = result["settings"]
-    print(f"{settings['model']}, batch {settings['batch']}, {settings['precision']}, {result['machine']['device_name']}, {result['machine']['threads']} threads")
+    settings, where = result["settings"], result["machine"]
+    print(f"{settings['model']}, batch {settings['batch']}, {settings['precision']}, {where['device_name']}, {where['threads']} threads")
     for kind in ("seconds", "processor_seconds"):
         print(kind.replace("_", " ") + ": median (quartiles, least)")
         for name, row in (result[f"{kind}_per_step"] | result[f"ratio_of_{kind}"]).items():

@@ -1,0 +1,196 @@
+"""Does MAE learn on real pictures? Pre-train, then measure the frozen encoder beside what needs no training.
+
+Everything goes through the public verbs `unmask.pretrain`, `unmask.resume`, `unmask.evaluate` and `unmask.reconstruct`. Beside
+the trained encoder stand the same encoder with random weights, the channel means and deviations of a picture, and its raw
+pixels; beside the loss the two baselines that the run itself measures.
+
+    python benchmarks/quality.py [--data cifar10|imagenette|FOLDER] [--budget cpu|gpu] [--dry]
+
+Running it again goes on with an unfinished run (in runs/, not under version control) and evaluates a finished one. The result
+goes to benchmarks/results/quality-<data>-<budget>.json, a picture of reconstructions beside it. `--dry` does all of it on
+twenty pictures a class and two steps: it shows that the long run will start, and proves nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from record import RESULTS, ROOT, keep, machine
+
+import unmask
+from unmask.data.loader import Pictures
+from unmask.data.sources import open_source
+from unmask.data.statistics import survey
+from unmask.evaluation.features import FeatureTable, pixel_statistics
+from unmask.evaluation.knn import knn
+from unmask.evaluation.metrics import right, wilson
+from unmask.evaluation.probe import linear
+from unmask.settings import Views
+
+SHARED = Path(os.environ.get("UNMASK_DATA", ROOT.parent / "shared" / "data"))
+DATA = {
+    "cifar10": (SHARED / "cifar10-train.parquet", SHARED / "cifar10-test.parquet"),  # 25,000 and 10,000 pictures of 32 px, 10 classes
+    "imagenette": (SHARED / "imagenette224.tar" / "train", SHARED / "imagenette224.tar" / "val"),  # 9,469 and 3,925 of 224 px, 10 classes
+}
+SMALL = {"model": "vit_tiny_patch16_224", "width": 128, "depth": 6, "heads": 4, "method.decoder_width": 64, "method.decoder_depth": 1}
+RUNS: dict[tuple[str, str], dict[str, Any]] = {  # what is pre-trained; everything else is the paper's
+    ("cifar10", "cpu"): SMALL | {"patch_size": 4, "img_size": (32, 32), "epochs": 10, "batch_size": 256, "lr": 2e-3},
+    ("imagenette", "cpu"): SMALL | {"patch_size": 8, "img_size": (64, 64), "epochs": 20, "batch_size": 128, "lr": 1.5e-3},
+    ("cifar10", "gpu"): {"model": "vit_tiny_patch16_224", "patch_size": 4, "img_size": (32, 32), "epochs": 400, "batch_size": 512, "lr": 1.5e-3},
+    ("imagenette", "gpu"): {"model": "vit_small_patch16_224", "img_size": (224, 224), "epochs": 200, "batch_size": 256, "lr": 5e-4},
+}
+FEW = 20  # pictures of a class in a dry run
+PROTOCOLS = (("knn", "cls"), ("knn", "avg"), ("linear", "auto"))
+
+
+def halves(data: str) -> tuple[Path, Path | None]:
+    """The pictures to learn from and those to judge by (None: a fifth of them is kept apart)."""
+    if data in DATA:
+        return DATA[data]
+    train, val = Path(data, "train"), Path(data, "val")
+    return (train, val) if train.is_dir() and val.is_dir() else (Path(data), None)
+
+
+def few(data: Path, folder: Path) -> Path:
+    """The first pictures of every class of DATA, as files in class folders."""
+    source = open_source(data)
+    if source.labels is None or source.classes is None:
+        raise SystemExit(f"{data} has no labels: class folders are wanted")
+    for number, name in enumerate(source.classes):
+        for index in np.flatnonzero(source.labels == number)[:FEW]:
+            path = folder / name / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(source.read(int(index))).convert("RGB").save(path)
+    return folder
+
+
+def pretrain(run: Path, train: Path, settings: dict[str, Any]) -> float:
+    """Make the run, or go on with it; the seconds spent here (0 where it was finished)."""
+    status = run / "status.json"
+    state = json.loads(status.read_text(encoding="utf-8"))["status"] if status.is_file() else None
+    if state == "finished":
+        return 0.0
+    start = time.perf_counter()
+    if state is None:
+        unmask.pretrain("mae", str(train), run, **settings)
+    else:
+        unmask.resume(run)
+    return time.perf_counter() - start
+
+
+def evaluations(run: Path, train: Path, val: Path | None, seeds: int, look: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every protocol for the trained encoder and for random ones."""
+    look = look | ({"val": str(val)} if val else {})
+    rows = []
+    for name, seed in [("trained", 0), *(("random", seed) for seed in range(seeds))]:
+        for protocol, pooling in PROTOCOLS:
+            row = unmask.evaluate(protocol, run, str(train), random=name == "random", seed=seed, pooling=pooling, **look)
+            rows.append({"features": f"{name} encoder"} | {key: value for key, value in row.items() if key != "encoder"})
+    return rows
+
+
+def without_network(train: Path, val: Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same protocols on channel means and deviations, and nearest neighbours on raw pixels (at most 32 px a side)."""
+    if val is None:
+        return []
+    sources = open_source(str(train)), open_source(str(val))
+    format = survey(sources[0])
+    both = [Pictures(source, format, Views(), settings["img_size"]) for source in sources]
+    rows, classes = [], len(both[0].classes or ())
+    for name, read in (("channel means and deviations", pixel_statistics), ("raw pixels", raw_pixels)):
+        learn, judge = (read(pictures) for pictures in both)
+        std, mean = torch.std_mean(learn.of("pixels"), dim=0)
+        near = knn((learn.of("pixels") - mean) / std, learn.classes_of(), (judge.of("pixels") - mean) / std, classes)
+        rows.append(row_of(name, "knn", near, judge))
+        if name != "raw pixels":  # of thousands of raw pixels the sweep of rates takes longer than the rest
+            rows.append(row_of(name, "linear", linear(learn, classes)(judge.of("pixels")), judge))
+    return rows
+
+
+def raw_pixels(pictures: Pictures) -> FeatureTable:
+    """The normalised pixels themselves, shrunk to at most 32 a side: features (n, C·32·32)."""
+    parts, labels, names = [], [], []
+    for x, numbers, words in pictures.still_batches(256):
+        side = min(32, x.shape[2])
+        parts.append(torch.nn.functional.interpolate(x, (side, side), mode="area").flatten(1))
+        labels.append(numbers)
+        names += words
+    return FeatureTable({"pixels": torch.cat(parts)}, torch.cat(labels), names)
+
+
+def row_of(features: str, protocol: str, answer: torch.Tensor, judge: FeatureTable) -> dict[str, Any]:
+    """The line of one protocol, named as `unmask.evaluate` names it."""
+    hits, n = right(answer, judge.classes_of()), len(judge)
+    return {"features": features, "protocol": protocol, "top1": 100 * hits / n, "interval": list(wilson(hits, n)), "n_val": n}
+
+
+def curve(run: Path, points: int = 40) -> dict[str, Any]:
+    """The loss over the run, thinned, its mean over the last steps, and everything else that the run measured last."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [row for row in rows if "step" in row and "loss" in row]
+    last: dict[str, Any] = {}
+    for row in rows:
+        last |= row
+    tail = [row["loss"] for row in steps[-max(1, len(steps) // 20) :]]
+    thin = [[row["step"], round(row["loss"], 4)] for row in steps[:: max(1, len(steps) // points)]]
+    return {"steps": steps[-1]["step"], "loss_last_20th": sum(tail) / len(tail), "measured_last": last, "curve": thin}
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        low, high = row["interval"]
+        print(f"  {row['features']:30s} {row['protocol']:7s} {row.get('pooling', ''):8s} {row['top1']:5.1f} % (95 % {low:.1f} to {high:.1f})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar10", help="cifar10, imagenette, or a folder of class folders (with train/ and val/, or without)")
+    parser.add_argument("--budget", choices=("cpu", "gpu"), default="gpu" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dry", action="store_true", help="twenty pictures a class, two steps")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--random_seeds", type=int, default=2, help="how many random encoders stand beside")
+    parser.add_argument("--epochs", type=float, help="another length than the planned one")
+    parser.add_argument("--workers", type=int, help="processes that read pictures")
+    parser.add_argument("--threads", type=int, help="CPU threads; not given: torch's choice")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where run folders are made")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the result goes")
+    words = parser.parse_args()
+    if words.threads:
+        torch.set_num_threads(words.threads)
+    settings = RUNS[words.data if words.data in DATA else "imagenette", words.budget] | {"seed": words.seed}
+    settings |= {key: value for key, value in (("epochs", words.epochs), ("workers", words.workers)) if value is not None}
+    name = f"quality-{words.data if words.data in DATA else Path(words.data).name}-{words.budget}" + "-dry" * words.dry
+    train, val = halves(words.data)
+    run = words.runs / f"{name}-seed{words.seed}"
+    if words.dry:
+        train, val = few(train, words.runs / f"{name}-train"), val and few(val, words.runs / f"{name}-val")
+        settings = {key: value for key, value in settings.items() if key != "epochs"} | {"steps": 2, "batch_size": 16}
+    finish(name, run, train, val, settings, words)
+
+
+def finish(name: str, run: Path, train: Path, val: Path | None, settings: dict[str, Any], words: argparse.Namespace) -> None:
+    """Train, measure, draw, write."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    start = time.perf_counter()
+    trained = pretrain(run, train, settings)
+    look = {} if words.workers is None else {"workers": words.workers}
+    rows = evaluations(run, train, val, words.random_seeds, look) + without_network(train, val, settings)
+    words.out.mkdir(parents=True, exist_ok=True)
+    unmask.reconstruct(run, str(val or train), out=str(words.out / f"{name}.png"))
+    show(rows)
+    said = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+    result = {"settings": {"method": "mae", "data": words.data} | said, "machine": machine(device)}
+    seconds = {"pretraining_seconds": round(trained, 1), "seconds": round(time.perf_counter() - start, 1)}
+    print(keep(name, result | seconds | {"evaluations": rows, "loss": curve(run)}, words.out))
+
+
+if __name__ == "__main__":
+    main()
