@@ -35,7 +35,7 @@ CHARTS = (
         "loss",
         "Loss",
         "lower is better; the dashed lines need no network",
-        (("patch_mean", "predict the mean patch"), ("copy_nearest", "copy the nearest visible patch")),
+        (("patch_mean", "each hidden patch its own mean"), ("copy_nearest", "copy the nearest visible patch")),
     ),
     Chart("knn", "kNN accuracy, %", "labels judge the frozen features; higher is better", (("knn_random", "random encoder"),)),
     Chart("rank", "Effective rank of the features", "directions in use; a fall towards 1 is a collapse", from_zero=True),

@@ -14,7 +14,7 @@ from unmask.errors import Refused
 from unmask.run.folder import write_whole
 from unmask.visualize import page
 from unmask.visualize.curves import column, present, svg
-from unmask.visualize.verdict import Run, final_loss, interval, verdict
+from unmask.visualize.verdict import Run, final_loss, interval, step_of, verdict
 
 KEY = (
     *("method", "data", "model", "init", "patch_size", "img_size", "in_chans"),
@@ -134,15 +134,19 @@ def _curves(runs: dict[str, Run]) -> str:
     return f'<div class="charts">{"".join(svg(chart, rows) for chart in charts)}</div>' if charts else "<p>No numbers have been written down yet.</p>"
 
 
+def _when(path: Path) -> str:
+    return f"step {step_of(path):,}"
+
+
 def _pictures(run: Run) -> str:
     if not run.pictures:
         return ""
     alt = "Rows of original, masked, predicted and error pictures at {}"
     *earlier, last = run.pictures
-    parts = [page.picture(last, alt.format(last.stem), f"{last.stem}: original, masked, prediction pasted into the visible, error")]
+    parts = [page.picture(last, alt.format(_when(last)), f"{_when(last)}: original, masked, prediction pasted into the visible, error")]
     few = min(PICTURES - 1, len(earlier))
     keep = [earlier[i * (len(earlier) - 1) // max(few - 1, 1)] for i in range(few)]  # evenly, the first and the one before the last among them
-    before = "".join(page.picture(path, alt.format(path.stem), path.stem) for path in keep)
+    before = "".join(page.picture(path, alt.format(_when(path)), _when(path)) for path in keep)
     if before:
         parts.append(f"<details><summary>Earlier in the run</summary>{before}</details>")
     return "".join(parts)
@@ -152,7 +156,7 @@ def _last_picture(name: str, run: Run) -> str:
     if not run.pictures:
         return ""
     last = run.pictures[-1]
-    return page.picture(last, f"Reconstructions of {name} at {last.stem}", f"{name}, {last.stem}")
+    return page.picture(last, f"Reconstructions of {name} at {_when(last)}", f"{name}, {_when(last)}")
 
 
 def _evaluations(runs: dict[str, Run]) -> str:

@@ -62,7 +62,7 @@ class Run:
             read(folder / "metrics.jsonl"),
             read(folder / "evaluations.jsonl"),
             read(folder / "quarantine.jsonl"),
-            sorted((folder / "pictures").glob("step-*.png"), key=lambda path: (_step(path), path.name)),
+            sorted((folder / "pictures").glob("step-*.png"), key=lambda path: (step_of(path), path.name)),
             log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else [],
         )
 
@@ -77,7 +77,8 @@ class Run:
         return str(self.status.get("status", "unknown"))
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step at which a picture was drawn, from its name."""
     digits = "".join(letter for letter in path.stem if letter.isdigit())
     return int(digits) if digits else 0
 
@@ -241,4 +242,4 @@ def _bad(run: Run) -> list[Finding]:
 
 
 SAME = ("n_train", "n_val", "val", "img_size", "classes")  # what must agree before two measurements are compared
-BASELINES = (("patch_mean", "predicting the mean patch"), ("copy_nearest", "copying the nearest visible patch"))
+BASELINES = (("patch_mean", "filling each hidden patch with its own mean"), ("copy_nearest", "copying the nearest visible patch"))
