@@ -27,7 +27,7 @@ from unmask.visualize.pictures import Colours, Row, cover, heat, save, sheet, sh
 
 Statistics = Literal["visible", "truth"]
 FALLOFF = 3.0  # weight = distance^-3: least error of the estimated mean among powers 1-6 and Gaussians (22 photographs, 4 grids)
-TRUST = 0.1  # weight of that estimate beside one border of a patch: least error among .1, .3, 1, 3 (44 pictures: 8 % below no borders at all)
+TRUST = 0.1  # weight of that estimate beside one border of a patch: least error among .1, .3, 1, 3 (one network, 22 photographs and their mirrors)
 ERROR_TOP = 0.4  # the error shown as the brightest colour, where 1 is the whole range from black to white
 SAID = {
     "raw": "The network predicts pixels as they are.",
