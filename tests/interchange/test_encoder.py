@@ -196,4 +196,6 @@ def test_transform_gives_what_the_encoder_was_trained_on(run):
     assert x.shape == (3, 48, 32) and x.dtype == torch.float32
     assert torch.allclose(x[0] * 0.2 + 0.4, x[1] * 0.2 + 0.5, atol=1e-6)
     with pytest.raises(Refused, match="no mean and std"):
+        load_transform(load_encoder("random:vit_tiny_patch16_224", in_chans=1))
+    with pytest.raises(Refused, match="5 channels"):
         load_transform(load_encoder("random:vit_tiny_patch16_224", in_chans=5))

@@ -67,8 +67,8 @@ def measure(
     """The figures of `protocol` (knn: k, temperature; linear: lars, epochs), percentages with their 95 % interval."""
     start = time.perf_counter()
     teach, judging, judge, chosen = parts(pictures, val, name, seed)
-    train = extract(encoder, pictures, teach, batch_size, workers, device, title="features to learn from")
-    test = extract(encoder, judging, judge, batch_size, workers, device, title="features to judge by")
+    train = extract(encoder, pictures, teach, batch_size, workers, device, title="pictures to learn from")
+    test = extract(encoder, judging, judge, batch_size, workers, device, title="pictures to judge by")
     classes = len(pictures.classes or ())
     votes, said = {"knn": _knn, "linear": _linear}[protocol](train, test, classes, pooling, seed, **more)
     labels = test.classes_of()
@@ -87,6 +87,7 @@ def measure(
         "n_val": len(test),
         "val": chosen,
         "classes": classes,
+        "chance": round(100 / classes, 4),
         "majority": round(100 * most / len(labels), 4),  # top1 of always answering the largest class
         "skipped": train.skipped + test.skipped,
         "rank": round(rank_me(train.of(said["pooling"])[:: max(1, len(train) // 4096)]), 2),
