@@ -88,7 +88,7 @@ def test_every_band_of_a_tiff(tmp_path, dtype, bands, planar, compression):
     stored = array[..., 0] if bands == 1 else array.transpose(2, 0, 1) if planar == "separate" else array
     tifffile.imwrite(path, stored, planarconfig=planar, compression=compression, photometric="minisblack")
     assert np.array_equal(read(path), array)
-    assert np.array_equal(read(open(path, "rb").read()), array)
+    assert np.array_equal(read((tmp_path / "x.tif").read_bytes()), array)
 
 
 def test_unspecified_extra_samples_are_bands_and_alpha_is_not(tmp_path):
