@@ -282,7 +282,7 @@ def check_target(target: Target, x: Tensor, patches: int, loss: Callable[[Tensor
     torch.testing.assert_close(target(x.flip(0)), truth.flip(0), msg=lambda said: f"the truth of a picture depends on the others: {said}")
     if loss is None:
         return
-    said = float(target.baseline(truth, loss))
+    said = target.baseline(truth, loss).item()
     constant = torch.zeros(answers or truth.shape[-1], requires_grad=True)
     descent = torch.optim.LBFGS([constant], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-9, tolerance_change=1e-12)
 
@@ -293,6 +293,6 @@ def check_target(target: Target, x: Tensor, patches: int, loss: Callable[[Tensor
         return value
 
     descent.step(found)
-    best = float(found())
+    best = found().item()
     assert said <= best + 1e-4 * abs(best), f"baseline() says {said:.5f}, but a constant answer reaches {best:.5f}"
     assert said >= best - 0.01 * abs(best), f"baseline() says {said:.5f}, and no constant answer reaches that: {best:.5f}"

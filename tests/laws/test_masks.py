@@ -1,0 +1,52 @@
+"""The contract of a strategy: a new one joins by a row of `STRATEGIES`."""
+
+import pytest
+import sketches
+import torch
+
+from unmask.masking import Block, Grid, Random
+from unmask.testing import check_masking
+
+STRATEGIES = {  # the strategy, a grid, and what it does not promise
+    "random": (Random(0.75), (14, 14), {}),
+    "random, a long grid": (Random(0.75), (3, 20), {}),
+    "random in one dimension": (Random(0.6), (50,), {}),
+    "random in three": (Random(0.9), (4, 6, 6), {}),
+    "squares": (Random(0.6, cell=2), (8, 6), {}),
+    "tubes": (Random(0.9, cell=(4, 1, 1)), (4, 6, 6), {}),
+    "a range": (Random("0.5-0.9"), (8, 8), {}),
+    "a schedule": (Random("0.5:0.75"), (8, 8), {}),
+    "blocks": (Block(0.4), (14, 14), {}),
+    "blocks, filled up": (Block(0.4, exact=True), (14, 14), {}),
+    "blocks, BEiT's budget": (Block(count=75), (14, 14), {}),
+    "blocks on a small grid": (Block(0.75, exact=True), (4, 4), {}),
+    "blocks of a moving ratio": (Block("0.2-0.5"), (12, 8), {}),
+    "grid": (Grid(0.75), (14, 14), {}),
+    "grid at another ratio": (Grid(0.6), (7, 9), {}),
+    "I-JEPA's blocks": (sketches.MultiBlock(), (14, 14), {"partition": False, "alone": False}),
+    "iBOT's blocks": (sketches.SomeBlocks(), (14, 14), {}),
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_strategy(name):
+    strategy, grid, promises = STRATEGIES[name]
+    check_masking(strategy, grid, **promises)
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if "JEPA" not in name])
+def test_every_patch_is_hidden_as_often_as_the_law_says(name):
+    """Uniform strategies hide every patch alike; blocks hide the middle more often than the corners."""
+    strategy, grid, _ = STRATEGIES[name]
+    strategy.prepare(0.5, 0.5)
+    share = strategy(grid, torch.rand(3000, strategy.draws(grid), generator=torch.Generator().manual_seed(0))).map.float().mean(0)
+    error = (share.mean() * (1 - share.mean()) / 3000).sqrt()
+    if isinstance(strategy, Random):
+        assert (share - share.mean()).abs().max() < 4.5 * error
+    elif isinstance(strategy, Grid):  # a pattern of 4 × 4 cannot be just to every patch of 7 × 9
+        assert (share - share.mean()).abs().max() < 0.08
+    else:
+        share = share.reshape(grid)
+        corners = torch.stack([share[0, 0], share[0, -1], share[-1, 0], share[-1, -1]])
+        assert share[grid[0] // 2, grid[1] // 2] > corners.max() > 0 and (corners - corners.mean()).abs().max() < 4.5 * error
+        assert (share - share.flip(0)).abs().max() < 6 * error and (share - share.flip(1)).abs().max() < 6 * error

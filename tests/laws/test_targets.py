@@ -1,0 +1,22 @@
+"""The contract of a target: a new one joins by a row of `TARGETS`."""
+
+import pytest
+import torch
+
+from unmask import losses
+from unmask.targets.pixels import Pixels
+from unmask.testing import check_target, pictures
+
+TARGETS = {  # the target, the pictures, how many patches they have, its loss
+    "normalised pixels, squared": (Pixels((8, 8)), pictures(4, 3, (32, 48)), 24, losses.mse),
+    "raw pixels, squared": (Pixels((8, 8), normalize=False), pictures(4, 3, (32, 48)), 24, losses.mse),
+    "raw pixels, absolute": (Pixels((8, 4), normalize=False), pictures(5, 2, (32, 48)), 48, losses.l1),
+    "normalised pixels of 13 bands": (Pixels((4, 4)), pictures(3, 13, (16, 8)), 8, losses.mse),
+    "pixels of a clip": (Pixels((2, 4, 4)), pictures(2, 3, (8, 8)).unsqueeze(2).repeat(1, 1, 4, 1, 1) * torch.arange(1, 5).view(4, 1, 1), 8, losses.mse),
+    "pixels as half precision": (Pixels((8, 8)), pictures(4).bfloat16(), 16, losses.mse),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_target(name):
+    check_target(*TARGETS[name])
