@@ -17,7 +17,7 @@ from unmask.settings import Input, Ratio, Train, Trunk, Views
 class Odd:
     """Every kind of field."""
 
-    share: Ratio = Ratio(0.75, 0.75)  # a ratio
+    share: Ratio = Ratio(0.75, 0.75)  # noqa: RUF009  a ratio
     names: str | None = None  # a word
     sizes: tuple[int, ...] = (1, 2)  # any number of numbers
     level: int | float = 1  # a number of two kinds
@@ -30,7 +30,13 @@ class Odd:
 
 
 ODD = Group("odd", Odd, Path(__file__), prefix="method.")
-OPTIONS = Group("t", Trunk).options() | Group("i", Input).options() | Group("r", Train).options() | Group("v", Views, prefix="views.").options() | ODD.options()
+OPTIONS = (
+    Group("t", Trunk).options()
+    | Group("i", Input).options()
+    | Group("r", Train).options()
+    | Group("v", Views, prefix="views.").options()
+    | ODD.options()
+)
 
 
 def words(*said: str) -> dict:
@@ -61,7 +67,8 @@ def test_words_become_values(said, values):
 
 
 def test_options_and_words_mix():
-    assert parse("--img_size 64 64 mae --lr 1e-3 photos --seed 3 more".split(), OPTIONS)[0] == ["mae", "photos", "more"]
+    said = "--img_size 64 64 mae --lr 1e-3 photos --seed 3 more"
+    assert parse(said.split(), OPTIONS)[0] == ["mae", "photos", "more"]
 
 
 @pytest.mark.parametrize(
@@ -91,16 +98,18 @@ def test_wrong_words_are_refused_by_name(said, answer):
 
 
 def test_a_class_refuses_under_the_name_of_its_option():
-    with pytest.raises(Refused, match="^--method.level must not be 13"):
+    with pytest.raises(Refused, match=r"^--method.level must not be 13"):
         ODD.make({"method.level": 13})
-    with pytest.raises(Refused, match="^--views.flip must lie between 0 and 1, got 2"):
+    with pytest.raises(Refused, match=r"^--views.flip must lie between 0 and 1, got 2"):
         Group("views", Views, prefix="views.").make({"views.flip": 2.0})
-    with pytest.raises(Refused, match="^--batch_size must be at least 1"):
+    with pytest.raises(Refused, match=r"^--batch_size must be at least 1"):
         Group("training", Train).make(words("--batch_size", "0"))
 
 
 def test_yaml_round_trip_is_exact(tmp_path):
-    values = words("--lr", "0.1", "--base_lr", "1e-05", "--img_size", "224", "96", "--method.share", ".123456789-.7", "--time", "8h", "--compile", "yes")
+    values = words(
+        *["--lr", "0.1", "--base_lr", "1e-05", "--img_size", "224", "96", "--method.share", ".123456789-.7", "--time", "8h", "--compile", "yes"]
+    )
     values |= {"epochs": 1 / 3, "eps": 1e-20, "clip": None, "labels": "a: b #c", "model": "12", "weight_decay": 1e16}
     file = tmp_path / "config.yaml"
     file.write_text(dump(values))
@@ -111,7 +120,25 @@ def test_yaml_round_trip_is_exact(tmp_path):
 def test_yaml_is_read_as_words_are(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("lr: 1e-3\nimg_size: 64\ncompile: yes\nbatch_size: 32\nclip:\nmethod.share: 0.5\nbetas: [0.9, 0.99]\n")
-    want = words(*"--lr 1e-3 --img_size 64 --compile yes --batch_size 32 --clip none --method.share .5 --betas .9 .99".split())
+    want = words(
+        *[
+            "--lr",
+            "1e-3",
+            "--img_size",
+            "64",
+            "--compile",
+            "yes",
+            "--batch_size",
+            "32",
+            "--clip",
+            "none",
+            "--method.share",
+            ".5",
+            "--betas",
+            ".9",
+            ".99",
+        ]
+    )
     assert check(load(file), OPTIONS) == want
 
 
@@ -146,7 +173,16 @@ def test_the_length_said_last_counts():
 
 def test_help_says_comment_and_default():
     text = help_text("unmask x", "says", [Group("training", Train, base=Train(epochs=800)), ODD])
-    for part in ("--epochs X", "[800]", "--[no-]method.on", "a flag that is on [on]", "--clip_per all|module|tensor", "--method.sizes", "[1 2]", "never more than 10"):
+    for part in (
+        "--epochs X",
+        "[800]",
+        "--[no-]method.on",
+        "a flag that is on [on]",
+        "--clip_per all|module|tensor",
+        "--method.sizes",
+        "[1 2]",
+        "never more than 10",
+    ):
         assert part in text
 
 

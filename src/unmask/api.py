@@ -8,6 +8,7 @@ verb imports what it needs when it is called.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,11 +40,18 @@ def pretrain(method: Any = None, data: Any = None, out: str | Path | None = None
     return begin(recipe, Path(out))
 
 
-def resume(run: str | Path, *, force: bool = False, **settings: Any) -> Path:
-    """Go on exactly where a run stopped; the path of the run folder."""
+def resume(run: str | Path, *, data: Any = None, force: bool = False, **settings: Any) -> Path:
+    """Go on exactly where a run stopped; the path of the run folder. Settings that change the result want `force`.
+
+    `data` is wanted again only where the run was given something else than a path.
+    """
+    config = Path(run) / "config.yaml"
+    if not config.is_file():
+        raise Refused(f"{run} is no run folder: there is no config.yaml in it")
+    settle(None, None, config, settings)
     from unmask.training.start import again
 
-    return again(Path(run), force, settings)
+    return again(Path(run), force, settings | ({} if data is None else {"data": data}))
 
 
 def _refuse(recipe: Recipe, out: Path) -> None:
@@ -61,10 +69,7 @@ def _refuse(recipe: Recipe, out: Path) -> None:
 
 
 def load_encoder(name: str | Path, **settings: Any) -> Any:
-    """A timm model that never masks, from ENCODER: a run, an encoder or checkpoint file, `timm:NAME` or `random:NAME`.
-
-    `settings`: img_size, in_chans, patch_size, random, seed.
-    """
+    """A timm model that never masks, of any ENCODER; `settings`: img_size, in_chans, patch_size, random, seed."""
     from unmask.interchange import encoder
 
     return encoder.load_encoder(name, **settings).model
@@ -184,9 +189,15 @@ def inspect(data: Any, **settings: Any) -> dict[str, Any]:
     """Count and check pictures: sizes, channels, statistics, bad files, constant pictures, duplicates; the findings."""
     (asked,) = _settings((verbs.Inspect,), settings)
     _check_data(data)
-    from unmask.data.inspect import inspect
+    from unmask.data import inspect
 
-    return inspect(data, **vars(asked))
+    def told(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done:,} of {total:,}", end="" if done < total else "\r\033[K", file=sys.stderr, flush=True)
+
+    found = inspect.inspect(data, progress=told, **vars(asked))
+    print("\n".join(inspect.lines(found)))
+    return found
 
 
 def show_views(data: Any, **settings: Any) -> Path:
@@ -199,7 +210,8 @@ def show_views(data: Any, **settings: Any) -> Path:
     from unmask.visualize.views import show
 
     source = open_source(data)
-    show(Pictures(source, survey(source, seed=asked.seed), Views(), asked.img_size, asked.seed), range(min(asked.count, len(source))), asked.epochs, out=asked.out)
+    rows = min(asked.count, len(source))
+    show(Pictures(source, survey(source, seed=asked.seed), Views(), asked.img_size, asked.seed), [i * len(source) // rows for i in range(rows)], asked.epochs, out=asked.out)
     return _written(asked.out)
 
 

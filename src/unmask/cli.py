@@ -282,7 +282,7 @@ def command_help(name: str, words: list[str]) -> str:
     """The help of a command, with its method's own settings where METHOD is said; or of a family of commands."""
     if name in SEVERAL:
         kinds = {other: command for other, command in COMMANDS.items() if other.split()[0] == name}
-        lines = [f"  unmask {other} {command.places:<18}{command.says}" for other, command in kinds.items()]
+        lines = [f"  {f'unmask {other} {command.places}':<40}{command.says}" for other, command in kinds.items()]
         return "\n".join([f"usage: unmask {name} KIND …", "", *lines, "", f"`unmask {next(iter(kinds))} --help` lists its settings."])
     command, method = COMMANDS[name], None
     said = command.says

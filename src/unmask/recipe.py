@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -32,14 +34,22 @@ class Recipe:
     given: frozenset[str]
 
     def lines(self) -> dict[str, Any]:
-        """The flat settings of config.yaml, by the names that the command line has."""
+        """The flat settings of config.yaml, by the names that the command line has; paths are absolute, so that it runs from anywhere."""
         parts = (("", self.trunk), ("", self.input), ("", self.train), ("views.", self.views), ("method.", self.method))
         flat = {prefix + field.name: getattr(part, field.name) for prefix, part in parts for field in fields(part)}
-        return {"method": self.name, "data": self.data if isinstance(self.data, str) else repr(self.data)} | flat
+        flat |= {name: absolute(flat[name]) for name in ("labels", "init")}
+        return {"method": absolute(self.name), "data": absolute(self.data) if isinstance(self.data, str) else repr(self.data)} | flat
 
     def text(self) -> str:
         """config.yaml."""
         return dump(self.lines())
+
+
+def absolute(word: str | None) -> str | None:
+    """A path as it is found from anywhere; names (`hf:owner/name`, `timm:NAME`, `mae`) stay what they are."""
+    if word is None or word.startswith(("hf:", "timm:", "random:")) or word in METHODS or (re.fullmatch(r"[\w.]+:\w+", word) and ".py:" not in word):
+        return word
+    return os.path.abspath(os.path.expanduser(word))
 
 
 def method_groups(method: Any) -> list[Group]:
@@ -57,11 +67,13 @@ def name_of(method: Any) -> str:
         place(method)
         return method
     cls = type(method)
+    try:
+        file = Path(inspect.getfile(cls))
+    except (TypeError, OSError):
+        raise Refused(f"the method {cls.__name__} stands in no file: write it to one, so that the run can be opened again") from None
     here = Path(settings.__file__).parents[1]  # the folder that holds `unmask`, where the places in METHODS begin
-    modules = {where.removesuffix(f":{cls.__name__}"): name for name, where in METHODS.items() if where.endswith(f":{cls.__name__}")}
-    file = Path(inspect.getfile(cls))
-    ours = [name for where, name in modules.items() if here / where == file]
-    return ours[0] if ours else f"{cls.__module__}:{cls.__qualname__}"
+    ours = [name for name, where in METHODS.items() if here / where == file.with_name(f"{file.name}:{cls.__name__}")]
+    return ours[0] if ours else f"{cls.__module__ if '.' in cls.__module__ else file}:{cls.__name__}"
 
 
 def settle(method: Any, data: Any, config: str | Path | None, said: Mapping[str, Any]) -> Recipe:

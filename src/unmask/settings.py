@@ -117,7 +117,7 @@ class Trunk:
     activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more time
 
     def __post_init__(self):
-        within(self, "patch_size img_size in_chans", 1)
+        within(self, "patch_size width depth heads img_size in_chans", 1)
 
 
 @dataclass(frozen=True)

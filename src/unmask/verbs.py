@@ -147,12 +147,12 @@ class ShowEncoder:
 class Inspect:
     """A check of pictures before they train."""
 
-    in_chans: int | None = None  # channels to convert to; not given: what the pictures have
-    workers: int | None = None  # processes that read; not given: chosen for the machine
+    labels: str | None = None  # CSV with columns path and label; class folders are used without it
+    tile: int | None = None  # look at a window of this side of pictures beyond Pillow's size limit
+    workers: int | None = None  # pictures that are read at once; not given: chosen for the machine
 
     def __post_init__(self):
-        within(self, "in_chans", 1)
-        within(self, "workers", 0)
+        within(self, "tile workers", 1)
 
 
 @dataclass(frozen=True)
