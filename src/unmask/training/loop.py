@@ -1,0 +1,232 @@
+"""The loop: one story from the first step to the last, for any learner.
+
+Lightning Fabric carries devices, precision and processes. Every random number is a function of where it is used, so what
+is saved is the weights, the optimiser's state and the step, and a resumed run is the run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from unmask import seeds
+from unmask.data.loader import Pictures
+from unmask.errors import Failed
+from unmask.model import Learner
+from unmask.optim.groups import parameter_groups
+from unmask.optim.schedule import cosine, scaled_rate, warmup_cosine, warmup_steps
+from unmask.run.checkpoint import Writer, complete, load_optimizer, newest, optimizer_tensors
+from unmask.run.folder import RunFolder
+from unmask.settings import Train
+from unmask.training.monitor import Monitor
+from unmask.training.progress import Meter, Progress
+from unmask.training.stop import Stop
+
+FETCH = 1.0  # seconds between looks at what the device has computed: nothing in between waits for it
+FETCH_STEPS = 20  # the same in steps, for several processes, which must look together
+AGREE = 5  # steps between the moments at which several processes with GPUs agree whether to stop: it waits for the device
+SAVE = 300.0  # seconds between checkpoints, where no number of steps is said
+IN_A_ROW = 3  # steps of non-finite gradients, skipped one by one, after which the run goes back to its last checkpoint
+
+
+def train(
+    fabric: Any,
+    learner: Learner,
+    pictures: Pictures,
+    settings: Train,
+    workers: int,
+    folder: RunFolder,
+    stop: Stop,
+    metadata: Mapping[str, str],
+    untrained: bool = True,
+) -> int:
+    """Train from the newest checkpoint (or the start) to the last step, or until `stop` is wished; the step reached.
+
+    `metadata` goes into the checkpoints' model.safetensors; `untrained`: the weights are random at step 0, so the kNN measured
+    there is the random encoder's.
+    """
+    lead, world, rank, device = fabric.global_rank == 0, fabric.world_size, fabric.global_rank, fabric.device
+    steps, batch, parts, seed = settings.steps or 1, settings.batch_size or 1, settings.accumulate, settings.seed
+    progress = Progress(folder.log, active=lead)
+    learner.to(device).train()
+    groups, factors = parameter_groups(learner, settings)
+    decays = [group["weight_decay"] for group in groups]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=device.type in ("cpu", "cuda"))
+
+    writer = Writer(folder.checkpoints, settings.keep) if lead else None
+    spoiled: set[int] = set()  # steps whose gradients were not finite before a rollback: their update is left out
+
+    def restore() -> int:
+        """The newest complete checkpoint into learner and optimiser, or nothing at step 0; the step."""
+        found, lines = newest(folder.checkpoints)
+        if found is not None:
+            state, weights, moments = found
+            spoiled.update(state["spoiled"])
+            learner.load_state_dict(weights)
+            load_optimizer(optimizer, learner, moments)
+            lines.append(f"going on at step {state['step']:,} of {steps:,}")
+        for line in lines:
+            progress.say(line)
+        step = 0 if found is None else found[0]["step"]
+        if lead:
+            folder.cut_metrics(step)
+            folder.status("running", step)
+        return step
+
+    step = restore()
+    monitor = Monitor(learner, pictures, folder.pictures, seed, device, progress) if lead else None
+    if monitor is not None and step == 0:
+        folder.metric(monitor(0, random=untrained))
+
+    if settings.compile == "yes" or (settings.compile == "auto" and device.type == "cuda"):
+        learner.compile()
+    model, stepper = fabric.setup(learner, optimizer)
+    warmup = warmup_steps(settings.warmup_epochs, len(pictures) / batch, steps)
+    peak = scaled_rate(settings.lr, settings.base_lr, batch)
+    every = settings.monitor_every or max(1, steps // 10)
+    batches = pictures.batches(batch, step, steps - step, parts, rank, world, workers, pin=device.type == "cuda")
+    meter, pending, bad = Meter(batch, len(pictures), steps), [], []
+    shown: dict[str, Any] = {}
+    saved = fetched = time.monotonic()
+
+    def save() -> None:
+        if writer is not None:
+            folder.flush()
+            state = {"steps": steps, "threads": torch.get_num_threads(), "torch": torch.__version__, "spoiled": sorted(spoiled)}
+            writer.save(step, learner.state_dict(), optimizer_tensors(optimizer, learner), state, metadata)
+
+    try:
+        while step < steps and not stop.agreed:
+            # what a step needs to know beforehand: pure functions of (seed, step)
+            at = step / steps
+            learner.before_step(at, seeds.uniform((1,), seed, "step", step).item())
+            rate = warmup_cosine(step, steps, warmup, peak, settings.min_lr)
+            ends = settings.weight_decay if settings.weight_decay_end is None else settings.weight_decay_end
+            decay = cosine(step, steps, settings.weight_decay, ends) / settings.weight_decay if settings.weight_decay else 1.0
+            for group, factor, own in zip(optimizer.param_groups, factors, decays):
+                group["lr"] = rate if factor is None else rate * factor(at)
+                group["weight_decay"] = own * decay
+
+            # look at the visible, predict the masked
+            loss = torch.zeros((), device=device)
+            for part in range(parts):
+                with meter.waiting():
+                    read = next(batches)
+                x = pictures.finish(read, device)
+                noise = seeds.uniform((batch, learner.draws(x)), seed, "noise", step).to(device, non_blocking=True)
+                rows = None if world * parts == 1 else share_of(batch, parts, part, world, rank).to(device)
+                seeds.reseed(seed, "dropout", step, rank, part)  # here: reading draws numbers of its own at its start
+                with fabric.no_backward_sync(model, enabled=part + 1 < parts):
+                    losses = model(x, noise) if rows is None else model(x, noise, rows=rows)
+                    fabric.backward(losses["loss"] / parts)
+                loss += losses["loss"].detach() / parts
+
+            # move the weights, unless a gradient is not finite: decided on the device
+            norm = clip(fabric, model, stepper, learner, settings)
+            if settings.precision != "16-mixed":  # there the scaler decides
+                optimizer.grad_scale, optimizer.found_inf = None, (~torch.isfinite(norm)).float()
+            if step not in spoiled:
+                stepper.step()
+            stepper.zero_grad()
+            learner.after_step((step + 1) / steps)
+            step += 1
+            pending.append((step, rate, loss, norm))
+            meter.step()
+
+            # now and then: fetch what was computed, write it, show it
+            measure = step % every == 0 or step == steps
+            due = step == steps or (step % settings.checkpoint_every == 0 if settings.checkpoint_every else time.monotonic() - saved > SAVE)
+            if measure or due or (time.monotonic() - fetched > FETCH if world == 1 else step % FETCH_STEPS == 0):
+                fetched = time.monotonic()
+                bad = [*bad, *note(pending, spoiled, folder if lead else None, fabric, meter)][-IN_A_ROW:]
+                if len(bad) == IN_A_ROW and bad[-1] - bad[0] == IN_A_ROW - 1:
+                    if writer is not None:
+                        writer.join()
+                    fabric.barrier()
+                    if spoiled or not complete(folder.checkpoints):
+                        raise Failed(keep_batch(pictures, learner, folder, settings, bad[0] - 1))
+                    progress.say(f"warning: the gradients of steps {bad[0]:,} to {bad[-1]:,} are not finite: back to the last checkpoint, and on without them")
+                    spoiled.update(number - 1 for number in bad)
+                    step, bad = restore(), []
+                    batches = pictures.batches(batch, step, steps - step, parts, rank, world, workers, pin=device.type == "cuda")
+                    continue
+                if measure and monitor is not None:
+                    row = monitor(step, x, noise, rows)
+                    folder.metric(row)
+                    shown |= row
+                    meter.begin()
+                (progress.say if measure else progress.move)(meter.line(step, shown))
+
+            # never lose work: what was written down reaches as far as what is saved
+            if due:
+                saved = time.monotonic()
+                save()
+            if world == 1 or device.type == "cpu" or step % AGREE == 0:
+                stop.agree(fabric)
+        note(pending, spoiled, folder if lead else None, fabric, meter)
+        if step < steps:
+            save()
+        if writer is not None:
+            writer.join()
+    finally:
+        folder.close()
+        progress.close()
+    return step
+
+
+def share_of(batch: int, parts: int, part: int, world: int, rank: int) -> Tensor:
+    """Which rows of a step's batch one process computes in one part."""
+    each = batch // (parts * world)
+    first = part * (batch // parts) + rank * each
+    return torch.arange(first, first + each)
+
+
+def clip(fabric: Any, model: nn.Module, stepper: Any, learner: Learner, settings: Train) -> Tensor:
+    """Clip the gradients as the settings say; their norm before that, all together."""
+    if settings.clip is not None and settings.clip_per != "all":
+        whole = torch.nn.utils.get_total_norm([p.grad for p in learner.parameters() if p.grad is not None])
+        each = learner.children() if settings.clip_per == "module" else learner.parameters()
+        for one in each:
+            torch.nn.utils.clip_grad_norm_(one if isinstance(one, nn.Parameter) else one.parameters(), settings.clip)
+        return whole
+    return fabric.clip_gradients(model, stepper, max_norm=settings.clip or math.inf, error_if_nonfinite=False)
+
+
+def note(pending: list[tuple[int, float, Tensor, Tensor]], spoiled: set[int], folder: RunFolder | None, fabric: Any, meter: Meter) -> list[int]:
+    """Write the steps since the last time to metrics.jsonl; those whose gradients were not finite, but for the ones known as `spoiled`."""
+    if not pending:
+        return []
+    values = torch.stack([torch.stack([loss.float(), norm.float()]) for _, _, loss, norm in pending])  # (steps, 2)
+    if fabric.world_size > 1:
+        values = fabric.all_reduce(values, reduce_op="mean")
+    pace, bad = meter.numbers(), []
+    for (step, rate, _, _), (loss, norm) in zip(pending, values.tolist()):
+        row = {"step": step, "loss": loss if math.isfinite(loss) else None, "lr": rate, **pace}
+        if not math.isfinite(norm) or step - 1 in spoiled:
+            bad += [step] if step - 1 not in spoiled else []
+            row["skipped"] = True
+        if folder is not None:
+            folder.metric(row)
+        meter.loss = loss
+    if folder is not None:
+        folder.flush()
+    pending.clear()
+    return bad
+
+
+def keep_batch(pictures: Pictures, learner: Learner, folder: RunFolder, settings: Train, step: int) -> str:
+    """Write the pictures and the noise of a step for replay; the sentence that the run ends with."""
+    batch = settings.batch_size or 1
+    x = pictures.finish(next(pictures.batches(batch, step, 1)), "cpu")
+    path = folder.path / f"not-finite-step-{step + 1}.safetensors"
+    save_file({"x": x.contiguous(), "noise": seeds.uniform((batch, learner.draws(x)), settings.seed, "noise", step)}, path)
+    return (
+        f"the gradients are not finite from step {step + 1:,} on, also after going back to a checkpoint; that step's pictures and noise are in {path}. "
+        "Try a lower --lr, --clip 1, or --precision 32-true"
+    )

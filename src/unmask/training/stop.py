@@ -1,0 +1,53 @@
+"""The wish to stop: a signal sets a flag, the loop ends its step, saves, and says how to go on."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+
+NAMES = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+class Stop:
+    """`with Stop() as stop`: while it lasts, `stop.wish` names the signal that arrived here, and `stop.agreed` is True once all
+    processes know of one.
+
+    Signals are handed on to processes that this one has started for the run. Outside the main thread nothing is caught:
+    Python allows handlers there only.
+    """
+
+    def __init__(self) -> None:
+        self.wish: str | None = None
+        self.agreed = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            for name in NAMES:
+                number = getattr(signal, name)
+                self._before[number] = signal.signal(number, self._caught)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def agree(self, fabric: Any) -> None:
+        """Whether any process wishes to stop: all processes ask at the same step, and all get the same answer in `agreed`."""
+        if fabric.world_size == 1:
+            self.agreed = self.wish is not None
+        else:
+            wishes = torch.tensor(float(self.wish is not None), device=fabric.device)
+            self.agreed = fabric.all_reduce(wishes, reduce_op="sum").item() > 0
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        self.wish = signal.Signals(number).name
+        for process in multiprocessing.active_children():
+            if process.pid is not None and process.name.startswith("Process-"):
+                os.kill(process.pid, number)
