@@ -109,4 +109,6 @@ def _linear(train: FeatureTable, test: FeatureTable, classes: int, pooling: str,
         poolings: Sequence[str] | None = None if pooling == "auto" else (pooling,)
         probe = linear(train, classes, poolings, epochs or 100, seed=seed)  # type: ignore[arg-type]
     said = {"protocol": "linear-lars" if paper else "linear", "pooling": probe.pooling, "lr": probe.lr, "batch_size": probe.batch_size, "epochs": probe.epochs}
+    if paper:
+        said["augmentation"] = "none: the paper's random crops are left out"
     return probe(test.of(probe.pooling)), said
