@@ -5,14 +5,16 @@ Nothing depends on the number of workers: order, crops, flips and replacements a
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -30,7 +32,10 @@ from unmask.settings import Views
 
 ATTEMPTS = 64  # replacements tried for one sample: with half of all samples bad, all fail once in 10^19
 FIRST_VERDICT = 256  # samples after which the share of bad ones is judged (or one epoch, if that is shorter), then every epoch
+GRACE = 60  # seconds that a worker outlives SIGTERM, so that the main process can end in order
+OUTLIVES = 20  # seconds that a worker goes on after SIGTERM
 Batch = dict[str, Any]
+Batches = TypeVar("Batches", bound=Generator)
 
 
 @dataclass(frozen=True)
@@ -140,9 +145,9 @@ class Pictures:
         """
         stream = Stream(Order(len(self), self.seed), batch_size, start_step, steps, accumulate, rank, world)
         reading = _Random(self.source, self.format.in_chans, self.format.eight_bit, self.img_size, self.seed, self.tile, self.views)
-        return self._judged(_loader(reading, stream, workers, share(batch_size, accumulate, world), pin))
+        return _ended_at_exit(self._judged(_loader(reading, stream, workers, share(batch_size, accumulate, world), pin)))
 
-    def _judged(self, loader: DataLoader) -> Iterator[Batch]:
+    def _judged(self, loader: DataLoader) -> Generator[Batch, None, None]:
         seen, spoiled, verdict = 0, 0, min(FIRST_VERDICT, len(self))
         for batch in loader:
             batch = _unpacked(batch)
@@ -184,7 +189,10 @@ class Pictures:
         """(x (b, C, H, W) normalised on the CPU, labels (b,) or None, names) of all samples, or of `indices`, in order, each readable one once."""
         chosen = [int(index) for index in (range(len(self)) if indices is None else indices)]
         parts = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
-        for batch in _loader(self._still(img_size, share), parts, workers, batch_size, pin):
+        return _ended_at_exit(self._labelled(_loader(self._still(img_size, share), parts, workers, batch_size, pin)))
+
+    def _labelled(self, loader: DataLoader) -> Generator[tuple[Tensor, Tensor | None, list[str]], None, None]:
+        for batch in loader:
             batch = _unpacked(batch)
             self.quarantine.add(batch["bad"])
             if len(batch["index"]):
@@ -215,10 +223,31 @@ def _shared_memory() -> int:
 
 
 def _begin(worker: int) -> None:
-    """Signals are the main process's business: a worker that died of Ctrl-C or of the scheduler's warning would break the orderly stop."""
-    for number in (signal.SIGINT, signal.SIGTERM, *((signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ())):
-        signal.signal(number, signal.SIG_IGN)
+    """Signals are the main process's business: a worker that died of Ctrl-C or of the scheduler's warning would break the orderly stop.
+
+    SIGTERM only sets an alarm: by then the main process has saved, or has died and would wait for this worker at its exit.
+    """
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(OUTLIVES))
     torch.set_num_threads(1)
+
+
+_running: WeakSet[Generator] = WeakSet()
+
+
+def _ended_at_exit(batches: Batches) -> Batches:
+    """Python ends leftover workers with SIGTERM and waits for them: so a stream that an error left open is closed before."""
+    _running.add(batches)
+    return batches
+
+
+@atexit.register  # after multiprocessing's own, hence called before it
+def _end_all() -> None:
+    for batches in list(_running):
+        batches.close()
 
 
 def _same(batch: Batch) -> Batch:
