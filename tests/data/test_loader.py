@@ -1,6 +1,8 @@
 """The stream of batches: each sample once an epoch, the same at any worker count, from any step, in any process."""
 
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -129,7 +131,7 @@ def test_the_share_is_judged_after_one_epoch_or_256():
 def test_workers_leave_signals_to_the_main_process():
     class Telling(Some):
         def raw(self, index):
-            ignored = [signal.getsignal(number) == signal.SIG_IGN for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+            ignored = [signal.getsignal(number) == signal.SIG_IGN for number in (signal.SIGINT, signal.SIGUSR1)]
             return np.full((8, 8, 3), 255 * all(ignored), np.uint8)
 
     (batch,) = Pictures(Telling(8), FORM, Views(), (8, 8)).batches(8, 0, 1, workers=1)
@@ -149,6 +151,19 @@ def test_workers_end_with_the_iterator():
     while multiprocessing.active_children() and time.time() - began < 5:
         time.sleep(0.05)
     assert not multiprocessing.active_children() and time.time() - began < 4
+
+
+@pytest.mark.parametrize("broken", ["raise RuntimeError('in the step')", "os.kill(0, signal.SIGTERM); next(stream); next(stream); raise SystemExit(75)"])
+def test_a_run_that_breaks_off_does_not_wait_for_its_workers(broken):
+    code = (
+        "import os, signal, numpy as np; from unmask.data.loader import Pictures; from unmask.data.sources import open_source\n"
+        "from unmask.data.statistics import Format; from unmask.settings import Views\n"
+        "source = open_source(np.zeros((50, 8, 8, 3), np.uint8)); form = Format(3, (0,) * 3, (255,) * 3, (0.5,) * 3, (0.25,) * 3)\n"
+        "signal.signal(signal.SIGTERM, lambda *_: None)\n"
+        "stream = Pictures(source, form, Views(), (8, 8)).batches(8, 0, 1000, workers=2); next(stream)\n" + broken
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, start_new_session=True)
+    assert ended.returncode == (1 if "Runtime" in broken else 75), ended.stderr
 
 
 def test_finish_and_still():
