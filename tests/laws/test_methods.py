@@ -1,0 +1,129 @@
+"""The contract of a method: a new one joins by a row of `METHODS`. The six sketches stand for the neighbours to come."""
+
+import pytest
+import sketches
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+from unmask.methods.mae import MAE
+from unmask.testing import (
+    Case,
+    case_of,
+    check_gradients,
+    check_graph,
+    check_leak,
+    check_learning,
+    check_method,
+    check_processes,
+    check_saving,
+    pictures,
+)
+
+METHODS = {  # the method, its patch, views a sample, local views a sample
+    "mae": (MAE(), 8, 1, 0),
+    "mae, raw pixels, a moving ratio": (MAE(norm_pix=False, mask_ratio=".4-.8"), 4, 1, 0),
+    "simmim": (sketches.SimMIM(), 8, 1, 0),
+    "data2vec": (sketches.Data2Vec(), 4, 1, 0),
+    "ijepa": (sketches.IJEPA(), 4, 1, 0),
+    "ibot": (sketches.IBOT(), 4, 2, 3),
+    "data2vec2": (sketches.Data2Vec2(), 8, 1, 0),
+    "simclr": (sketches.SimCLR(), 8, 2, 0),
+}
+MOVING = {"mae, raw pixels, a moving ratio": 2, "ijepa": 2}  # graphs: the second has the lengths as variables
+TRUNKS = [  # one of every kind of places and prefix
+    "vit_small_patch14_reg4_dinov2",
+    "deit3_small_patch16_224",
+    "vit_base_patch16_siglip_224",
+    "eva02_base_patch14_224",
+    "vit_small_patch16_rope_mixed_224",
+    "vit_small_patch16_dinov3",
+]
+
+
+def signal(name: str, img_size=(32, 32), in_chans=3, samples=4, make=pictures):
+    _, _, views, local = METHODS[name]
+    x = make(views * samples, in_chans, img_size)
+    return {"global": x, "local": F.resize(make(local * samples, in_chans, img_size, seed=1), [side // 2 for side in img_size])} if local else x
+
+
+def case(name: str, samples=4, make=pictures, **build) -> Case:
+    method, patch, *_ = METHODS[name]
+    size = {key: build[key] for key in ("img_size", "in_chans") if key in build}
+    return case_of(method, signal(name, samples=samples, make=make, **size), samples, **{"patch_size": patch} | build)
+
+
+@pytest.fixture(scope="module")
+def photographs(request):
+    """Real pictures where the data sets are, made ones elsewhere."""
+    try:
+        files = sorted(request.getfixturevalue("imagenette").glob("train/*/*"))
+    except pytest.skip.Exception:
+        return pictures
+    read = [F.pil_to_tensor(Image.open(file).convert("RGB").resize((48, 48))) for file in files[:24]]
+    x = (torch.stack(read).float() / 255 - 0.45) / 0.25
+
+    def crops(count, in_chans=3, img_size=(32, 32), seed=0):
+        top = 8 * seed
+        return x[torch.arange(count) % len(x), :, top : top + img_size[0], top : top + img_size[1]]
+
+    return crops
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_hidden_pixels_never_leak(name):
+    check_leak(case(name))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_trainable_parameter_is_trained(name):
+    check_gradients(case(name))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_is_one_graph(name):
+    check_graph(case(name), graphs=MOVING.get(name, 1))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_saved_learner_goes_on_as_it_would_have(name):
+    check_saving(case(name))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_falls_on_photographs(name, photographs):
+    check_learning(case(name, samples=8, make=photographs))
+
+
+def test_two_processes_equal_one():
+    check_processes({name: case(name) for name in METHODS})
+
+
+@pytest.mark.parametrize("in_chans", [1, 13])
+@pytest.mark.parametrize("name", METHODS)
+def test_any_shape_and_any_channels(name, in_chans):
+    other = case(name, img_size=(32, 48), in_chans=in_chans)
+    check_leak(other)
+    check_gradients(other)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_size_may_change_at_run_time(name):
+    built, other = case(name), case(name, img_size=(48, 32))
+    check_leak(built._replace(x=other.x))
+    check_gradients(built._replace(x=other.x))
+
+
+@pytest.mark.parametrize("model", TRUNKS)
+def test_mae_over_other_trunks(model):
+    other = case("mae", img_size=(32, 48), in_chans=4, model=model)
+    for law in (check_leak, check_gradients, check_saving):
+        law(other)
+
+
+def test_a_modern_trunk_is_one_graph():
+    check_graph(case("mae", model="vit_small_patch16_dinov3"))
+
+
+def test_all_laws_in_one_call():
+    check_method(MAE(decoder_depth=1), processes=False)
