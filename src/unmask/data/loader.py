@@ -32,8 +32,7 @@ from unmask.settings import Views
 
 ATTEMPTS = 64  # replacements tried for one sample: with half of all samples bad, all fail once in 10^19
 FIRST_VERDICT = 256  # samples after which the share of bad ones is judged (or one epoch, if that is shorter), then every epoch
-GRACE = 60  # seconds that a worker outlives SIGTERM, so that the main process can end in order
-OUTLIVES = 20  # seconds that a worker goes on after SIGTERM
+GRACE = 60  # seconds that a worker goes on after SIGTERM, so that the main process can end in order
 Batch = dict[str, Any]
 Batches = TypeVar("Batches", bound=Generator)
 
@@ -227,11 +226,10 @@ def _begin(worker: int) -> None:
 
     SIGTERM only sets an alarm: by then the main process has saved, or has died and would wait for this worker at its exit.
     """
-    for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(OUTLIVES))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform != "win32":
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
     torch.set_num_threads(1)
 
 
