@@ -37,6 +37,8 @@ class Recipe:
         """The flat settings of config.yaml, by the names that the command line has; paths are absolute, so that it runs from anywhere."""
         parts = (("", self.trunk), ("", self.input), ("", self.train), ("views.", self.views), ("method.", self.method))
         flat = {prefix + field.name: getattr(part, field.name) for prefix, part in parts for field in fields(part)}
+        options = {name: option for group in (*NETWORK, *method_groups(self.method)) for name, option in group.options().items()}
+        flat = check(flat, options)  # a 40 that means 40.0 is written as the number it is
         flat |= {name: absolute(flat[name]) for name in ("labels", "init")}
         return {"method": absolute(self.name), "data": absolute(self.data) if isinstance(self.data, str) else repr(self.data)} | flat
 
