@@ -192,6 +192,17 @@ def test_webdataset_shards(tmp_path):
     assert open_source(path).classes == ["x", "y"]
 
 
+def test_more_shards_than_stay_open(tmp_path, monkeypatch):
+    from unmask.data import archives
+
+    monkeypatch.setattr(archives, "OPEN", 2)
+    for shard in range(5):
+        tar_of(tmp_path / f"{shard}.tar", {"x.png": png(shard)})
+    source = open_source(str(tmp_path))
+    same(source, range(5))
+    assert len(source._files) == 2
+
+
 def test_a_tar_that_climbs_out_or_is_none_is_refused(tmp_path):
     with pytest.raises(Refused, match=r"slip\.tar.*outside"):
         open_source(tar_of(tmp_path / "slip.tar", {"../slipped.png": png(0)}))
@@ -263,6 +274,24 @@ def test_parquet_one_file_and_a_folder(tmp_path):
         open_source(str(tmp_path / "none.parquet"))
 
 
+def test_large_parquet_goes_through_the_cache_of_datasets(tmp_path, monkeypatch):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    datasets = pytest.importorskip("datasets")
+    from unmask.data import tables
+
+    monkeypatch.setattr(tables, "IN_MEMORY", 0)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = [{"bytes": png(number), "path": f"{number}.png"} for number in range(5)]
+    pq.write_table(pa.table({"image": rows, "label": ["b", "a", "b", "a", "b"]}), tmp_path / "x.parquet", row_group_size=1)
+    source = open_source(str(tmp_path / "x.parquet"))
+    same(source, range(5))
+    assert source.classes == ["a", "b"] and source.labels.tolist() == [1, 0, 1, 0, 1] and "cache" in source.said[0]
+    monkeypatch.setattr(tables, "find_spec", lambda name: None if name == "datasets" else True)
+    plain = open_source(str(tmp_path / "x.parquet"))
+    same(plain, range(5))
+    assert len(plain._cache) == tables.GROUPS and "slow" in plain.said[0]
+
+
 def test_hugging_face_folder_and_object(tmp_path):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
@@ -295,6 +324,7 @@ def test_any_dataset(tmp_path):
 
 def test_labels_keep_numbers_and_align():
     assert Labels([3, 1, None, 0]).numbers.tolist() == [3, 1, -1, 0] and Labels([3, 1]).classes == ["0", "1", "2", "3"]
+    assert Labels([1101000000, 7]).classes == ["1101000000", "7"]
     assert Labels(["b", "a", None]).numbers.tolist() == [1, 0, -1]
     source = open_source(np.zeros((4, 8, 8), np.uint8), labels=["dog", "cat", "dog", "cow"])
     assert aligned(source, ["cat", "dog"]).tolist() == [1, 0, 1, -1]

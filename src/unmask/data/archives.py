@@ -63,19 +63,22 @@ class Tars(Source):
     def raw(self, index: int) -> bytes:
         shard, offset, size = (int(number) for number in self.places[index])
         try:
-            data = os.pread(self._file(shard), size, offset)
+            data = self._read(shard, size, offset)
         except OSError as error:
             raise BadSample(f"{self.shards[shard]}: {error.strerror}") from None
         if len(data) < size:
             raise BadSample("the archive ends within this member")
         return data
 
-    def _file(self, shard: int) -> int:
-        if shard not in self._files:
-            if len(self._files) >= OPEN:
-                os.close(self._files.pop(next(iter(self._files))))
+    def _read(self, shard: int, size: int, offset: int) -> bytes:
+        """Bytes at a place; the first shards stay open, and none is closed under a thread that reads it."""
+        if shard not in self._files and len(self._files) < OPEN:
             self._files[shard] = os.open(self.shards[shard], os.O_RDONLY)
-        return self._files[shard]
+        if shard in self._files:
+            return os.pread(self._files[shard], size, offset)
+        with open(self.shards[shard], "rb") as file:
+            file.seek(offset)
+            return file.read(size)
 
     def _split(self, index: int) -> str | None:
         first = self.members[index].split("/", 1)[0]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Files", "Labels", "Names", "Source", "aligned", "check", "open_source"]
 
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
-READERS = {"tar": "archives:Tars", "parquet": "tables:Parquet", "array": "arrays:open_arrays", "hub": "tables:hub", "saved": "tables:saved"}
+READERS = {"tar": "archives:Tars", "parquet": "tables:parquet", "array": "arrays:open_arrays", "hub": "tables:hub", "saved": "tables:saved"}
 
 
 class Names(Sequence):
@@ -64,7 +64,8 @@ class Labels:
 
         given = [value.item() if isinstance(value, np.generic) else value for value in values]
         words = {str(value) for value in given if value is not None}
-        if words and all(word.lstrip("-").isdigit() for word in words):
+        numbers = [int(word) for word in words] if all(word.lstrip("-").isdigit() for word in words) else []
+        if numbers and max(numbers) < max(1000, len(given)):  # larger ones are codes, not class numbers
             self.numbers = np.array([-1 if value is None else int(value) for value in given], np.int64)
             self.classes = list(classes) if classes is not None else [str(number) for number in range(max(0, int(self.numbers.max()) + 1))]
         else:

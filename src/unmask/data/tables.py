@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import OrderedDict
 from importlib.util import find_spec
 from typing import Any
 
@@ -53,17 +52,18 @@ class Parquet(Source):
             raise Refused(f"{self.paths[0]} is empty: no rows in it")
         if label and not isinstance(labels[0], list | dict | float):
             self._label(Labels(labels, classes))
+        self.size = size  # bytes, uncompressed
         self.kept = len(self.groups) if size <= IN_MEMORY else GROUPS
         if size > IN_MEMORY:
-            self.said = (f"{size / 2**30:.1f} GiB of parquet: rows are read in random order a group at a time, which is slow; .tar shards are not",)
+            self.said = (f"{size / 2**30:.1f} GiB of parquet: rows are read in random order, a whole group for each, which is slow; .tar shards are not",)
         self.fingerprint = f"{'-'.join(map(os.path.basename, self.paths))[:80]}-{len(self)}-{size}"
-        self._cache: OrderedDict[int, Any] = OrderedDict()
+        self._cache: dict[int, Any] = {}
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getstate__(self):
-        return self.__dict__ | {"_cache": OrderedDict()}
+        return self.__dict__ | {"_cache": {}}
 
     def prepare(self) -> None:
         if self.kept == len(self.groups):
@@ -73,12 +73,12 @@ class Parquet(Source):
     def _values(self, index: int):
         """(pictures of the row group of a sample, row): from memory, or read."""
         group, row = self._place(index)
-        if group not in self._cache:
-            self._cache[group] = self._read(group)
+        values = self._cache.get(group)
+        if values is None:
+            values = self._cache[group] = self._read(group)
             if len(self._cache) > self.kept:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(group)
-        return self._cache[group], row
+                self._cache.pop(list(self._cache)[0], None)  # noqa: RUF015  # the oldest, in one step: several threads may read
+        return values, row
 
     def _place(self, index: int) -> tuple[int, int]:
         group = int(np.searchsorted(self._ends, index, side="right"))
@@ -109,6 +109,20 @@ class Parquet(Source):
             raise BadSample(f"row group {number} cannot be read: {' '.join(str(error).split())}") from None
         column = table.column(0).combine_chunks()
         return column.field("bytes") if self.nested else column
+
+
+def parquet(form: Form) -> Source:
+    """Parquet from memory where it fits; larger tables through `datasets`, which unpacks them once into a cache of mapped files."""
+    source = Parquet(form)
+    if source.size <= IN_MEMORY or find_spec("datasets") is None:
+        return source
+    import datasets
+
+    found = datasets.load_dataset("parquet", data_files=list(form.paths), split="train").cast_column(source.column, datasets.Image(decode=False))
+    hub = Hub(found, form.paths[0] if len(form.paths) == 1 else os.path.commonpath(form.paths))
+    hub.labels, hub.classes = source.labels, source.classes
+    hub.said = (f"{source.size / 2**30:.1f} GiB of parquet: unpacked once into the cache of datasets ({datasets.config.HF_DATASETS_CACHE})",)
+    return hub
 
 
 def _picture_column(path: str, schema) -> tuple[str, bool]:
