@@ -221,7 +221,8 @@ def _steps(
 ) -> Tensor:
     """The losses (steps,) of a few steps of training; `learner` may be wrapped for processes, and `x` the part of this one."""
     inner, losses = learner.module if isinstance(learner, DistributedDataParallel) else learner, []
-    descent = optimizer([value for value in learner.train().parameters() if value.requires_grad], lr=1e-3 if optimizer is torch.optim.AdamW else 0.05)
+    rate = 1e-3 if optimizer is torch.optim.AdamW else 0.05  # no decay: weights that get no gradient stay
+    descent = optimizer([value for value in learner.train().parameters() if value.requires_grad], lr=rate, weight_decay=0)
     with torch.random.fork_rng(devices=[]):
         for step in steps:
             seeds.reseed(0, "testing dropout", step)
@@ -259,8 +260,8 @@ def check_masking(strategy: Masking, grid: tuple[int, ...] = (8, 8), rows: int =
         every = torch.cat([mask.visible_ids, mask.masked_ids], dim=1).sort(dim=1).values
         assert torch.equal(every, torch.arange(N).expand(rows, -1)), "not every patch is in exactly one list"
     if alone:
-        turned = torch.arange(rows - 1, -1, -1)
-        assert torch.equal(strategy(grid, noise[turned]).masked_ids, mask.rows(turned).masked_ids), "a row depends on other rows"
+        some = torch.arange(rows - 1, -1, -3)
+        assert torch.equal(strategy(grid, noise[some]).masked_ids, mask.rows(some).masked_ids), "a row depends on other rows"
     lengths = set()
     for place in range(64):
         strategy.prepare(place / 64, seeds.dice(0, "testing ratio", place).random())
@@ -279,7 +280,7 @@ def check_target(target: Target, x: Tensor, patches: int, loss: Callable[[Tensor
     assert truth.shape[:2] == (len(x), patches), f"{tuple(truth.shape)} is not ({len(x)}, {patches}, …)"
     assert not truth.requires_grad, "a target carries no gradient"
     assert torch.equal(truth, target(x)), "the same pictures, another truth"
-    torch.testing.assert_close(target(x.flip(0)), truth.flip(0), msg=lambda said: f"the truth of a picture depends on the others: {said}")
+    torch.testing.assert_close(target(x[:1]), truth[:1], msg=lambda said: f"the truth of a picture depends on the others: {said}")
     if loss is None:
         return
     said = target.baseline(truth, loss).item()
