@@ -17,7 +17,7 @@ from unmask.errors import Refused
 from unmask.settings import FORMAT
 
 CONFIG = "config.yaml"
-BEFORE = {"environment.json", "status.json", "metrics.jsonl", "quarantine.jsonl", "log.txt", "data.json"}  # files of ours that hold no work
+BEFORE = {"environment.json", "status.json", "metrics.jsonl", "quarantine.jsonl", "log.txt", "data.json", ".lock"}  # files of ours that hold no work
 PACKAGES = ("unmask", "torch", "torchvision", "timm", "lightning", "safetensors", "numpy", "pillow")
 
 Status = Literal["running", "interrupted", "finished", "failed"]
@@ -74,6 +74,7 @@ class RunFolder:
         self._metrics: Any = None
         self._flushed = 0.0
         self._lock: Any = None
+        self.reached = 0  # the last step of which this process wrote down the loss
 
     @classmethod
     def create(cls, path: str | Path, config: str) -> RunFolder:
@@ -192,6 +193,7 @@ class RunFolder:
         if self._metrics is None:
             self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._metrics.write(json.dumps(row) + "\n")
+        self.reached = max(self.reached, row["step"]) if "loss" in row else self.reached
         if time.monotonic() - self._flushed > 1:
             self.flush()
 

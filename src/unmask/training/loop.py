@@ -6,6 +6,7 @@ is saved is the weights, the optimiser's state and the step, and a resumed run i
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from unmask.run.folder import RunFolder
 from unmask.settings import Train
 from unmask.training.monitor import Monitor
 from unmask.training.progress import Meter, Progress
-from unmask.training.stop import Stop
+from unmask.training.stop import Stop, Stopped
 
 FETCH = 1.0  # seconds between looks at what the device has computed: nothing in between waits for it
 FETCH_STEPS = 20  # the same in steps, for several processes, which must look together
@@ -80,16 +81,17 @@ def train(
         return step
 
     step = restore()
-    monitor = Monitor(learner, pictures, folder.pictures, seed, device, progress) if lead else None
+    monitor = Monitor(learner, pictures, folder.pictures, settings, device, progress) if lead else None
     if monitor is not None and step == 0:
-        folder.metric(monitor(0, random=untrained))
+        with contextlib.suppress(Stopped), stop.at_once():
+            folder.metric(monitor(0, random=untrained))
 
     if settings.compile == "yes" or (settings.compile == "auto" and device.type == "cuda"):
         learner.compile()
     model, stepper = fabric.setup(learner, optimizer)
     warmup = warmup_steps(settings.warmup_epochs, len(pictures) / batch, steps)
     peak = scaled_rate(settings.lr, settings.base_lr, batch)
-    every = settings.monitor_every or max(1, steps // 10)
+    every = settings.monitor_every or max(1, steps // (10 if steps >= 100 else 2))
     batches = pictures.batches(batch, step, steps - step, parts, rank, world, workers, pin=device.type == "cuda")
     meter, pending, bad = Meter(batch, len(pictures), steps), [], []
     shown: dict[str, Any] = {}
@@ -102,6 +104,7 @@ def train(
             writer.save(step, learner.state_dict(), optimizer_tensors(optimizer, learner), state, metadata)
 
     try:
+        stop.agree(fabric)
         while step < steps and not stop.agreed:
             # what a step needs to know beforehand: pure functions of (seed, step)
             at = step / steps
@@ -157,9 +160,9 @@ def train(
                     batches = pictures.batches(batch, step, steps - step, parts, rank, world, workers, pin=device.type == "cuda")
                     continue
                 if measure and monitor is not None:
-                    row = monitor(step, x, noise, rows)
-                    folder.metric(row)
-                    shown |= row
+                    with contextlib.suppress(Stopped), stop.at_once():
+                        shown |= (row := monitor(step, x, noise, rows))
+                        folder.metric(row)
                     meter.begin()
                 (progress.say if measure else progress.move)(meter.line(step, shown))
 
@@ -189,13 +192,14 @@ def share_of(batch: int, parts: int, part: int, world: int, rank: int) -> Tensor
 
 def clip(fabric: Any, model: nn.Module, stepper: Any, learner: Learner, settings: Train) -> Tensor:
     """Clip the gradients as the settings say; their norm before that, all together."""
-    if settings.clip is not None and settings.clip_per != "all":
-        whole = torch.nn.utils.get_total_norm([p.grad for p in learner.parameters() if p.grad is not None])
+    apart = settings.clip is not None and settings.clip_per != "all"
+    limit = math.inf if apart or settings.clip is None else settings.clip
+    norm = fabric.clip_gradients(model, stepper, max_norm=limit, error_if_nonfinite=False)
+    if apart:
         each = learner.children() if settings.clip_per == "module" else learner.parameters()
         for one in each:
             torch.nn.utils.clip_grad_norm_(one if isinstance(one, nn.Parameter) else one.parameters(), settings.clip)
-        return whole
-    return fabric.clip_gradients(model, stepper, max_norm=settings.clip or math.inf, error_if_nonfinite=False)
+    return norm
 
 
 def note(pending: list[tuple[int, float, Tensor, Tensor]], spoiled: set[int], folder: RunFolder | None, fabric: Any, meter: Meter) -> list[int]:
@@ -207,7 +211,7 @@ def note(pending: list[tuple[int, float, Tensor, Tensor]], spoiled: set[int], fo
         values = fabric.all_reduce(values, reduce_op="mean")
     pace, bad = meter.numbers(), []
     for (step, rate, _, _), (loss, norm) in zip(pending, values.tolist()):
-        row = {"step": step, "loss": loss if math.isfinite(loss) else None, "lr": rate, **pace}
+        row = {"step": step, "loss": loss if math.isfinite(loss) else None, "lr": rate, "grad_norm": norm if math.isfinite(norm) else None, **pace}
         if not math.isfinite(norm) or step - 1 in spoiled:
             bad += [step] if step - 1 not in spoiled else []
             row["skipped"] = True

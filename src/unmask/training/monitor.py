@@ -19,20 +19,25 @@ from unmask.evaluation.knn import knn
 from unmask.evaluation.metrics import feature_std, rank_me, right
 from unmask.mask import Mask
 from unmask.model import Learner, MaskedModel, Predict, Signal, first
+from unmask.settings import Train
 from unmask.targets.pixels import Pixels
+from unmask.training.finish import trunk_of
 from unmask.training.progress import Progress
 
-TRAIN, TEST = 1000, 500  # labelled pictures that answer and ask in kNN, where memory allows
+STILLS = 1500  # pictures on which features are judged at most: two thirds answer in kNN, one third asks
+FEWEST = 150  # and at least, where there are as many
+SHARE = 0.02  # of the pictures that a run trains on: ten measurements then cost about a tenth of the run
 MEMORY = 200e6  # bytes of pictures kept
 DRAWN = 6  # pictures in the drawing
-COLLAPSED = 1.5  # effective rank under which all pictures look the same to the encoder
+COLLAPSED, FALL = 1.5, 0.1  # effective rank, alone and beside its highest, under which pictures look alike to the encoder
 
 
 def baselines(learner: Learner, x: Signal, mask: Mask) -> dict[str, float]:
     """The loss of two answers that need no network, on these pictures under this mask.
 
-    `patch_mean`: every hidden patch is its own mean colour; `copy_nearest`: it looks like the nearest visible patch.
-    Empty where the learner predicts no pixels.
+    `patch_mean`: every number of a hidden patch is the patch's own mean (that is what per-patch normalising takes away, so
+    for normalised targets the answer is 0); `copy_nearest`: a hidden patch looks like the nearest visible one. Empty where
+    the learner predicts no pixels.
     """
     part = learner.objectives["pixels"] if isinstance(learner, MaskedModel) and "pixels" in learner.objectives else None
     if not isinstance(part, Predict) or not isinstance(part.target, Pixels):
@@ -53,11 +58,12 @@ class Monitor:
     kNN needs labels, rank and kNN an encoder that timm knows, the drawing a pixel target: what a learner lacks is left out.
     """
 
-    def __init__(self, learner: Learner, pictures: Pictures, folder: Path, seed: int, device: torch.device, progress: Progress):
-        self.learner, self.pictures, self.folder, self.seed = learner, pictures, folder, seed
-        self.device, self.progress, self.alarmed = device, progress, False
-        trunk = getattr(getattr(learner, "encoder", None), "trunk", None)
-        self.trunk = trunk
+    def __init__(self, learner: Learner, pictures: Pictures, folder: Path, settings: Train, device: torch.device, progress: Progress):
+        self.learner, self.pictures, self.folder, self.device, self.progress = learner, pictures, folder, device, progress
+        self.trunk = trunk_of(learner)
+        self.highest, self.alarmed = 0.0, False
+        self.order = torch.rand(len(pictures), generator=torch.Generator().manual_seed(seeds.key(settings.seed, "monitor"))).argsort()
+        self.most = max(FEWEST, min(STILLS, int(SHARE * (settings.steps or 1) * (settings.batch_size or 1))))
         self.kept: tuple[Tensor, Tensor | None] | None = None  # still pictures, and their labels
 
     def __call__(self, step: int, x: Signal | None = None, noise: Tensor | None = None, rows: Tensor | None = None, random: bool = False) -> dict[str, Any]:
@@ -65,27 +71,28 @@ class Monitor:
         row: dict[str, Any] = {"step": step}
         training = self.learner.training
         self.learner.eval()
-        with torch.no_grad():
-            if x is not None and isinstance(self.learner, MaskedModel) and (mask := self.learner.draw_mask(x, noise, rows)) is not None:
-                row |= baselines(self.learner, x, mask)
-            if self.trunk is not None:
-                row |= self.judge(random)
-            self.draw(step)
-        self.learner.train(training)
+        try:
+            with torch.no_grad():
+                if x is not None and isinstance(self.learner, MaskedModel) and (mask := self.learner.draw_mask(x, noise, rows)) is not None:
+                    row |= baselines(self.learner, x, mask)
+                if self.trunk is not None:
+                    row |= self.judge(random)
+                self.draw(step)
+        finally:
+            self.learner.train(training)
         self.warn(row)
         return row
 
     def stills(self) -> tuple[Tensor, Tensor | None]:
-        """Pictures chosen once: labelled ones where there are labels, as many as memory allows."""
+        """Pictures chosen once: labelled ones where there are labels, as many as the length of the run and memory allow."""
         if self.kept is None:
-            order = torch.rand(len(self.pictures), generator=torch.Generator().manual_seed(seeds.key(self.seed, "monitor"))).argsort()
-            if self.pictures.labels is not None:
+            order = self.order
+            if self.pictures.labels is not None and (self.pictures.labels >= 0).any():
                 order = order[torch.from_numpy(self.pictures.labels)[order] >= 0]
             height, width = self.pictures.img_size
-            most = int(MEMORY / (4 * self.pictures.format.in_chans * height * width))
-            chosen = order[: min(TRAIN + TEST, most)].tolist()
-            parts = list(self.pictures.still_batches(64, indices=chosen))
-            labels = torch.cat([part[1] for part in parts]) if parts and parts[0][1] is not None else None
+            fit = int(MEMORY / (4 * self.pictures.format.in_chans * height * width))
+            parts = list(self.pictures.still_batches(64, indices=order[: max(DRAWN, min(self.most, fit))].tolist()))
+            labels = torch.cat([part[1] for part in parts if part[1] is not None]) if parts[0][1] is not None else None
             self.kept = torch.cat([part[0] for part in parts]), labels
         return self.kept
 
@@ -96,7 +103,7 @@ class Monitor:
         name = "cls" if "cls" in pooled[0] else "avg"
         features = torch.cat([part[name] for part in pooled]).float().cpu()
         row: dict[str, Any] = {"rank": rank_me(features), "feature_std": feature_std(features)}
-        if labels is None or len(labels.unique()) < 2 or len(labels) < 30:
+        if labels is None or labels.min() < 0 or len(labels.unique()) < 2 or len(labels) < 30:
             return row
         tests = len(labels) // 3
         votes = knn(features[tests:], labels[tests:], features[:tests], int(labels.max()) + 1)
@@ -108,8 +115,7 @@ class Monitor:
         try:
             from unmask.visualize.reconstruction import grid
 
-            x = self.pictures.still(range(min(DRAWN, len(self.pictures))))
-            names = [self.pictures.source.name(index) for index in range(len(x))]
+            ((x, _, names),) = self.pictures.still_batches(DRAWN, indices=self.order[:DRAWN].tolist())
             shown = self.pictures.format
             grid(self.learner, x.to(self.device), names, mean=shown.mean, std=shown.std, title=f"step {step:,}", out=self.folder / f"step-{step:07d}.png")
         except Refused:
@@ -120,9 +126,13 @@ class Monitor:
 
     def warn(self, row: dict[str, Any]) -> None:
         """The collapse alarm, once a run."""
-        if not self.alarmed and row["step"] > 0 and row.get("rank", COLLAPSED) < COLLAPSED:
+        rank = row.get("rank")
+        if rank is None:
+            return
+        if not self.alarmed and row["step"] > 0 and (rank < COLLAPSED or rank < FALL * self.highest):
             self.alarmed = True
             self.progress.say(
-                f"ALARM at step {row['step']:,}: the features collapse (effective rank {row['rank']:.2f}): all pictures look the same to the encoder. "
-                "Start again with a lower --lr or a longer --warmup_epochs."
+                f"warning: at step {row['step']:,} the features collapse: their effective rank is {rank:.1f} (highest {max(self.highest, rank):.1f}), "
+                "pictures look alike to the encoder. Start again with a lower --lr or a longer warm-up; `unmask inspect` finds data that is all alike."
             )
+        self.highest = max(self.highest, rank)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import math
 import os
+import re
 import time
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -26,9 +27,23 @@ from unmask.settings import seconds
 from unmask.training.progress import duration
 
 CPU_SAMPLES = 200_000  # pictures seen in a run on a CPU: where kNN of a small MAE on CIFAR-10 is clearly above the random encoder's
+CPU_TIME = 3600.0  # seconds that a run on a CPU takes at most, where nobody said how long
 GPU_SAMPLES = 4_000_000  # pictures seen in a run on a GPU: 400 epochs of ten thousand
+CPU_DEPTH = 6  # blocks of the network on a CPU: half of ViT-Tiny's, which sees twice the pictures in the same time
 SHORT = 20_000  # optimiser steps below which the paper's rate, made for hundreds of thousands, hardly moves the weights
 SHORT_RATE = 2e-3  # learning rate per 256 pictures for such runs (benchmarks/quality.py)
+SAVE = 300.0  # seconds between checkpoints
+TRIAL = 32  # pictures on which the pace is measured
+ROOM = 0.8  # of the GPU's free memory
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What one optimiser step takes here: seconds, and bytes of GPU memory a picture (0 on a CPU); measured on `pictures`."""
+
+    step: float
+    pictures: int
+    memory: float = 0.0
 
 
 def choose(recipe: Recipe, count: int, format: Format) -> tuple[Recipe, list[str]]:
@@ -76,18 +91,31 @@ def network(recipe: Recipe, format: Format, device: str) -> tuple[Any, list[str]
     trunk, said = recipe.trunk, []
     if trunk.in_chans is None:
         trunk = replace(trunk, in_chans=format.in_chans)
-    short = min(format.size) if format.size else 224
+    short, most = min(format.size) if format.size else 224, 64 if device == "cpu" else 224
+    own = re.search(r"_patch(\d+)", trunk.model or "")
     if trunk.img_size is None:
-        most = 224 if device != "cpu" else 96
-        patch = trunk.patch_size or (4 if short < 48 else 8 if device == "cpu" or short < 160 else 16)
-        side = max(patch * 4, min(short, most) // patch * patch)
-        trunk = replace(trunk, img_size=(side, side), patch_size=trunk.patch_size or patch)
-        said.append(f"img_size {side}, patch_size {patch}: pictures of about {short} px" + (", small enough for a CPU" if side < short else ""))
+        patch = trunk.patch_size or (int(own[1]) if own else None) or patch_for(min(short, most))
+        side = max(patch * 4, min(short, most if trunk.model is None else 224) // patch * patch)
+        trunk = replace(trunk, img_size=(side, side))
+        said.append(f"img_size {side}: the pictures are about {short} px" + (", and less is fast enough for a CPU" if side < short and device == "cpu" else ""))
     if trunk.model is None:
-        model = "vit_tiny_patch16_224" if device == "cpu" else "vit_small_patch16_224" if short < 160 else "vit_base_patch16_224"
-        trunk = replace(trunk, model=model)
-        said.append(f"model {model}: {'the smallest usual one, for a CPU' if device == 'cpu' else 'the usual one for pictures of this size'}")
+        assert trunk.img_size is not None
+        if trunk.patch_size is None:
+            trunk = replace(trunk, patch_size=patch_for(min(trunk.img_size)))
+            said.append(f"patch_size {trunk.patch_size}: {math.prod(side // trunk.patch_size for side in trunk.img_size)} patches a picture")
+        if device == "cpu":
+            depth = trunk.depth or CPU_DEPTH
+            trunk = replace(trunk, model="vit_tiny_patch16_224", depth=depth)
+            said.append(f"model vit_tiny_patch16_224 with {depth} blocks: small, for a CPU")
+        else:
+            trunk = replace(trunk, model="vit_small_patch16_224" if short < 160 else "vit_base_patch16_224")
+            said.append(f"model {trunk.model}: the usual one for pictures of this size")
     return trunk, said
+
+
+def patch_for(side: int) -> int:
+    """Patches small enough that a picture of this side has at least 64 of them, up to the usual 16 pixels."""
+    return 4 if side < 64 else 8 if side < 128 else 16
 
 
 def length(train: Any, recipe: Recipe, count: int, device: str) -> tuple[Any, list[str]]:
@@ -105,21 +133,17 @@ def length(train: Any, recipe: Recipe, count: int, device: str) -> tuple[Any, li
         train = replace(train, epochs=float(epochs))
         said.append(f"epochs {epochs}: {epochs * count:,} pictures seen, about the least that shows what a small network learns" if device == "cpu"
                     else f"epochs {epochs}: {epochs * count:,} pictures seen (the paper: {recipe.method.paper.epochs:g} epochs of ImageNet)")
-    if "time" not in recipe.given:
-        train = fixed(train, recipe, count)
-        if not recipe.given & {"lr", "base_lr"} and train.steps < SHORT:
-            train = replace(train, base_lr=SHORT_RATE)
-            said.append(f"base_lr {SHORT_RATE:g}: {train.steps:,} steps are few for the paper's {recipe.method.paper.base_lr:g}")
+    if train.time is None:
+        train = fixed(train, count)
     chosen, line = precision(train, device)
     said.append(line)
     return replace(train, precision=chosen), said
 
 
-def fixed(train: Any, recipe: Recipe, count: int) -> Any:
-    """The length as steps, whichever way it was said."""
-    if "steps" in recipe.given and train.steps is not None:
-        return replace(train, epochs=None, time=None)
-    return replace(train, steps=max(1, round((train.epochs or 1) * count / train.batch_size)), epochs=None, time=None)
+def fixed(train: Any, count: int) -> Any:
+    """The length as steps, whichever of steps and epochs said it."""
+    steps = train.steps or max(1, round((train.epochs or 1) * count / train.batch_size))
+    return replace(train, steps=steps, epochs=None, time=None)
 
 
 def sized(recipe: Recipe, learner: Learner) -> tuple[Recipe, list[str]]:
@@ -137,34 +161,58 @@ def sized(recipe: Recipe, learner: Learner) -> tuple[Recipe, list[str]]:
     return replace(recipe, method=replace(recipe.method, **wanted)), [line]
 
 
-def pace(learner: Learner, pictures: Pictures, train: Any, workers: int, device: str) -> float:
-    """Seconds an optimiser step will take, from a few pictures read and one part of a batch computed twice, on a copy."""
-    parts = train.accumulate * train.devices * train.nodes
-    few = min(train.batch_size // parts, 32)
+def pace(learner: Learner, pictures: Pictures, train: Any, workers: int) -> Pace:
+    """How long an optimiser step will take: a few pictures are read, and computed twice on a copy of the learner."""
+    parts, device = train.accumulate * train.devices * train.nodes, train.accelerator
+    few = min(max(train.batch_size // parts, 1), TRIAL)
     begin = time.perf_counter()
     batch = next(pictures.batches(few, 0, 1))
     read = (time.perf_counter() - begin) / few
     trial = copy.deepcopy(learner).to(device).train()
+    trial.before_step(0.0, 0.5)
     x = pictures.finish(batch, device)
     noise = seeds.uniform((few, learner.draws(x)), train.seed, "pace").to(device)
-    half = torch.autocast(device, torch.bfloat16, enabled=train.precision == "bf16-mixed")
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(train.precision)
     for _ in range(2):  # the second is timed
         begin = time.perf_counter()
-        with half:
+        with torch.autocast(device, half, enabled=half is not None):
             loss = trial(x, noise)["loss"]
         loss.backward()
         loss.item()
     compute = (time.perf_counter() - begin) / few
+    memory = torch.cuda.max_memory_allocated() / few if device == "cuda" else 0.0
     each = max(compute, read / workers) if workers else compute + read
-    return each * train.batch_size / (train.devices * train.nodes)
+    return Pace(each * train.batch_size / (train.devices * train.nodes), few, memory)
 
 
-def timed(train: Any, recipe: Recipe, step: float) -> tuple[Any, list[str]]:
-    """The number of steps that `--time` allows at this pace; a twentieth is left for the monitor and the end."""
-    limit = seconds(train.time)
-    steps = max(1, int(limit * 0.95 / step))
-    said = [f"steps {steps:,}: what fits into {duration(limit)} at {step:.2g} s a step"]
-    train = replace(train, steps=steps, epochs=None, time=None)
-    if not recipe.given & {"lr", "base_lr"} and steps < SHORT:
+def paced(recipe: Recipe, pace: Pace) -> tuple[Recipe, list[str]]:
+    """What depends on the pace: the steps that `--time` allows, or an hour on a CPU; the parts of a batch that fit a GPU; checkpoints."""
+    train, said = recipe.train, []
+    told = bool(recipe.given & {"epochs", "steps", "time"})
+    if train.time is not None:
+        limit = seconds(train.time)
+        steps = max(1, int(limit * 0.95 / pace.step))  # a twentieth is left for the monitor and the end
+        said.append(f"steps {steps:,}: what fits into {duration(limit)} at {pace.step:.2g} s a step")
+        train = replace(train, steps=steps, epochs=None, time=None)
+    elif not told and train.accelerator == "cpu" and pace.step * train.steps > CPU_TIME:
+        train = replace(train, steps=max(1, int(CPU_TIME / pace.step)))
+        said.append(f"steps {train.steps:,}: an hour on this CPU; say --epochs, --steps or --time for another length")
+    if not recipe.given & {"lr", "base_lr"} and train.steps < SHORT and train.base_lr != SHORT_RATE:
         train = replace(train, base_lr=SHORT_RATE)
-    return train, said
+        said.append(f"base_lr {SHORT_RATE:g}: {train.steps:,} steps are few for the paper's {recipe.method.paper.base_lr:g}")
+    if pace.memory:
+        train, more = fitting(train, pace.memory, torch.cuda.mem_get_info()[0], bool(recipe.given & {"accumulate"}))
+        said += more
+    if train.checkpoint_every is None and train.devices * train.nodes > 1:  # several processes must agree: by steps, not by the clock
+        train = replace(train, checkpoint_every=max(1, round(SAVE / pace.step)))
+    return replace(recipe, train=train), said
+
+
+def fitting(train: Any, each: float, free: float, told: bool) -> tuple[Any, list[str]]:
+    """The fewest parts of a step's batch that fit into GPU memory, at `each` bytes a picture; what a person said is left alone."""
+    processes = train.devices * train.nodes
+    rows = train.batch_size // processes
+    parts = next((n for n in range(train.accumulate, rows + 1) if rows % n == 0 and each * rows / n <= ROOM * free), rows)
+    if told or parts == train.accumulate:
+        return train, []
+    return replace(train, accumulate=parts), [f"accumulate {parts}: {rows} pictures at once would need about {each * rows / 2**30:.0f} GiB of GPU memory"]

@@ -5,87 +5,152 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from torch import nn
 
 from unmask import seeds
 from unmask.data.loader import Pictures
 from unmask.data.sources import Source, open_source
 from unmask.data.statistics import Format, survey
 from unmask.errors import Failed, Interrupted, Refused, UnmaskError
-from unmask.interchange.encoder import describe, load_encoder, save_encoder
+from unmask.interchange.encoder import describe, load_encoder
 from unmask.load import metadata_of
 from unmask.methods import find
 from unmask.model import Learner
 from unmask.recipe import Recipe, settle
-from unmask.run.folder import CONFIG, RunFolder, write_whole
+from unmask.run.folder import CONFIG, RunFolder, refuse_taken, write_whole
 from unmask.settings import FORMAT
 from unmask.training import plan
+from unmask.training.finish import finish, trunk_of
 from unmask.training.loop import train
 from unmask.training.progress import duration
-from unmask.training.stop import Stop
+from unmask.training.stop import Stop, Stopped
 
 DATA = "data.json"  # what was measured on the pictures, and which they are
-FREE = {"workers", "keep", "checkpoint_every", "monitor_every", "accelerator", "max_bad_share"}  # settings that a resume may change: the weights stay the same
+FREE = {"workers", "keep", "checkpoint_every", "monitor_every", "max_bad_share"}  # settings that a resume may change: the weights stay the same
+PATIENCE = 3600  # seconds that processes started by a launcher wait for the first one to choose and to make the folder
 
 
 def begin(recipe: Recipe, out: Path) -> Path:
     """Choose what was left open, make the run folder and train; the folder."""
+    outside = launched()
+    if outside:
+        recipe = replace(recipe, train=replace(recipe.train, **outside))
+    folder: RunFolder | None = None
     with Stop() as stop:
-        source = open_source(recipe.data, recipe.input.labels)
-        trunk, reading = recipe.trunk, recipe.input
-        format = survey(source, trunk.in_chans, reading.normalize, recipe.train.seed, reading.max_bad_share, reading.tile)
-        recipe, said = plan.choose(started(recipe), len(source), format)
-        said = [f"{len(source):,} pictures in {recipe.data}", *source.said, *format.said, *said]
-        learner = build(recipe)
-        recipe, more = plan.sized(recipe, learner)
-        said += more
-        pictures = Pictures(source, format, recipe.views, recipe.trunk.img_size, recipe.train.seed, reading.max_bad_share, None, reading.tile)
-        step = plan.pace(learner, pictures, recipe.train, recipe.input.workers or 0, recipe.train.accelerator)
-        if "time" in recipe.given:
-            train_, more = plan.timed(recipe.train, recipe, step)
-            recipe, said = replace(recipe, train=train_), said + more
-        end = datetime.datetime.now() + datetime.timedelta(seconds=step * recipe.train.steps)
-        said.append(f"{recipe.train.steps:,} steps of {recipe.train.batch_size}, about {duration(step * recipe.train.steps)}: until about {end:%d %b %H:%M}")
-        if stop.wish:
-            raise Interrupted(f"stopped by {stop.wish} before the first step: nothing was written")
-        folder = RunFolder.create(out, recipe.text())
-        kept = {"format": FORMAT, "count": len(source), "fingerprint": source.fingerprint, "statistics": format.as_dict(), "threads": torch.get_num_threads()}
-        write_whole(folder.path / DATA, json.dumps(kept, indent=1))
-        for line in said:
-            print(line)
-            folder.log(line)
-        return launch(folder, recipe, None if isinstance(recipe.data, str) else recipe.data, learner, stop)
+        try:
+            with stop.at_once():
+                if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+                    return launch(wait_for(out), recipe, None, None, stop, fresh=False)
+                refuse_taken(out)
+                recipe, source, format, learner, said = prepare(recipe)
+                folder = RunFolder.create(out, recipe.text())
+                folder.take()
+                keep_data(folder, source, format)
+                for line in said:
+                    print(line, flush=True)
+                    folder.log(line)
+        except Stopped:
+            if folder is not None:
+                folder.leave()
+                folder.discard()
+            raise Interrupted(f"stopped by {stop.wish} before the first step: nothing is kept, the same command begins again") from None
+        return launch(folder, recipe, None if isinstance(recipe.data, str) else recipe.data, learner, stop, fresh=True)
+
+
+def prepare(recipe: Recipe) -> tuple[Recipe, Source, Format, Learner, list[str]]:
+    """The recipe with nothing left open, what was measured, the learner at step 0, and what to tell."""
+    source = open_source(recipe.data, recipe.input.labels)
+    trunk, reading = recipe.trunk, recipe.input
+    format = survey(source, trunk.in_chans, reading.normalize, recipe.train.seed, reading.max_bad_share, reading.tile)
+    recipe, said = plan.choose(started(recipe), len(source), format)
+    said = [f"{len(source):,} pictures in {recipe.data}", *source.said, *format.said, *said]
+    learner = build(recipe)
+    recipe, more = plan.sized(recipe, learner)
+    said += more
+    pictures = Pictures(source, format, recipe.views, recipe.trunk.img_size, recipe.train.seed, reading.max_bad_share, None, reading.tile)
+    pace = plan.pace(learner, pictures, recipe.train, recipe.input.workers or 0)
+    recipe, more = plan.paced(recipe, pace)
+    steps, batch = recipe.train.steps or 1, recipe.train.batch_size or 1
+    whole = pace.step * steps
+    end = datetime.datetime.now() + datetime.timedelta(seconds=whole)
+    how = f"estimated from {pace.pictures} pictures computed here, measuring along the way not counted"
+    said += [*more, f"{steps:,} steps of {batch} pictures, {steps * batch / len(source):,.1f} epochs: about {duration(whole)}, until {end:%d %b %H:%M} ({how})"]
+    return recipe, source, format, learner, said
 
 
 def again(run: Path, force: bool, said: Mapping[str, Any]) -> Path:
     """Go on with a run from its newest checkpoint; changed settings are refused by name unless `force`."""
     folder = RunFolder.open(run)
-    if folder.read_status().get("status") == "finished":
-        print(f"{run} is finished: nothing is left to do")
-        return run
     said = dict(said)
     data = said.pop("data", None)
-    before = settle(None, None, run / CONFIG, {})
-    after = settle(None, None, run / CONFIG, said)
+    before, after = settle(None, None, run / CONFIG, {}), settle(None, None, run / CONFIG, said)
     changed = [name for name, value in after.lines().items() if before.lines()[name] != value and name not in FREE]
     if changed and not force:
         raise Refused(f"{', '.join('--' + name for name in changed)}: the run has another value, and would no longer be the uninterrupted run; --force takes it")
-    if said:
-        write_whole(run / CONFIG, after.text())
-    kept = json.loads((run / DATA).read_text())
-    torch.set_num_threads(kept["threads"])
-    source = open_source(after.data if data is None else data, after.input.labels)
-    if source.fingerprint != kept["fingerprint"] and not force:
-        raise Refused(f"the pictures in {after.data} are not those that the run began with ({kept['count']:,} then, {len(source):,} now); --force goes on with them")
+    if folder.read_status().get("status") == "finished" and not changed:
+        print(f"{run} is finished: nothing is left to do")
+        return run
     with Stop() as stop:
-        return launch(folder, after, data, None, stop)
+        try:
+            with stop.at_once():
+                folder.take()
+                source = open_source(after.data if data is None else data, after.input.labels)
+                after = check_data(folder, after, source, force)
+                if said:
+                    write_whole(run / CONFIG, after.text())
+                    folder.log(f"resumed with other settings: {said}")
+        except Stopped:
+            raise Interrupted(f"stopped by {stop.wish} before the first step. Go on: {folder.resume}") from None
+        return launch(folder, after, data, None, stop, fresh=False)
+
+
+def check_data(folder: RunFolder, recipe: Recipe, source: Source, force: bool) -> Recipe:
+    """The pictures must be those that the run began with; the recipe, its length as steps. Restores the number of threads."""
+    if not (folder.path / DATA).is_file():  # killed between its first two files
+        reading = recipe.input
+        keep_data(folder, source, survey(source, recipe.trunk.in_chans, reading.normalize, recipe.train.seed, reading.max_bad_share, reading.tile))
+    kept = json.loads((folder.path / DATA).read_text(encoding="utf-8"))
+    if source.fingerprint != kept["fingerprint"] and not force:
+        changed = f"{kept['count']:,} then, {len(source):,} now"
+        raise Refused(f"the pictures in {recipe.data} are not those that the run began with ({changed}); --force goes on with them")
+    torch.set_num_threads(kept["threads"])  # another number of threads adds in another order: the last bits would differ
+    if recipe.train.time is not None:
+        raise Refused("--time is for a new run: say --steps or --epochs")
+    return replace(recipe, train=plan.fixed(recipe.train, len(source)))
+
+
+def keep_data(folder: RunFolder, source: Source, format: Format) -> None:
+    """Write data.json, which a resumed run trusts more than a second look at the pictures."""
+    kept = {"format": FORMAT, "count": len(source), "fingerprint": source.fingerprint, "statistics": format.as_dict(), "threads": torch.get_num_threads()}
+    write_whole(folder.path / DATA, json.dumps(kept, indent=1))
+
+
+def launched() -> dict[str, int]:
+    """Machines and devices a machine, where a launcher (torchrun, SLURM) has already started this run's processes."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        each = int(os.environ["LOCAL_WORLD_SIZE"])
+        return {"devices": each, "nodes": int(os.environ["WORLD_SIZE"]) // each}
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        nodes = int(os.environ["SLURM_NNODES"])
+        return {"devices": int(os.environ["SLURM_NTASKS"]) // nodes, "nodes": nodes}
+    return {}
+
+
+def wait_for(out: Path) -> RunFolder:
+    """The run folder, once the first process has made it."""
+    end = time.monotonic() + PATIENCE
+    while not (out / DATA).is_file():
+        if time.monotonic() > end:
+            raise Failed(f"the first process has made no {out} in {duration(PATIENCE)}")
+        time.sleep(0.2)
+    return RunFolder.open(out)
 
 
 def started(recipe: Recipe) -> Recipe:
@@ -96,7 +161,7 @@ def started(recipe: Recipe) -> Recipe:
     opened = load_encoder(trunk.init)
     sizes = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "patch_size": "patch_size"}
     own = opened.model.unmask_kwargs
-    given = {name: own[theirs] for name, theirs in sizes.items() if getattr(trunk, name) is None and theirs in own}
+    given = {name: own[theirs] for name, theirs in sizes.items() if getattr(trunk, name) is None and own.get(theirs) is not None}
     return replace(recipe, trunk=replace(trunk, model=opened.name, img_size=trunk.img_size or opened.img_size, **given))
 
 
@@ -112,91 +177,103 @@ def build(recipe: Recipe) -> Learner:
     seeds.reseed(recipe.train.seed, "init")
     method = find(recipe.name)(**vars(recipe.method))  # the recipe's own was made without importing its file
     learner = method.build(**words_of(recipe))
+    trunk = trunk_of(learner)
     if recipe.trunk.init is not None:
-        opened = load_encoder(recipe.trunk.init, img_size=recipe.trunk.img_size)
-        trunk = learner.encoder.trunk
-        try:
-            missing, unknown = trunk.load_state_dict(opened.model.state_dict(), strict=False)
-        except RuntimeError as error:
-            raise Refused(f"--init {recipe.trunk.init} does not fit {recipe.trunk.model}: {str(error).splitlines()[-1].strip()}") from None
-        if missing or unknown:
-            raise Refused(f"--init {recipe.trunk.init} does not fit {recipe.trunk.model}: missing {missing[:5]}, unknown {unknown[:5]}")
-    if recipe.trunk.activation_checkpointing:
-        learner.encoder.trunk.set_grad_checkpointing(True)
+        if trunk is None:
+            raise Refused(f"--init fills an encoder, and {recipe.name} has none")
+        fill(trunk, recipe)
+    if recipe.trunk.activation_checkpointing and trunk is not None:
+        trunk.set_grad_checkpointing(True)
     return learner
 
 
-def launch(folder: RunFolder, recipe: Recipe, data: Any, learner: Learner | None, stop: Stop) -> Path:
-    """Start the processes of a run, wait for its end, and say how it ended."""
-    from lightning_fabric import Fabric
+def fill(trunk: nn.Module, recipe: Recipe) -> None:
+    """Put the weights of `--init` into the trunk, all of them or none."""
+    init, model = recipe.trunk.init, recipe.trunk.model
+    assert init is not None
+    opened = load_encoder(init, img_size=recipe.trunk.img_size)
+    try:
+        missing, unknown = trunk.load_state_dict(opened.model.state_dict(), strict=False)
+    except RuntimeError as error:
+        raise Refused(f"--init {init} does not fit {model}: {str(error).splitlines()[-1].strip()}") from None
+    if missing or unknown:
+        raise Refused(f"--init {init} does not fit {model}: missing {missing[:5]}, unknown {unknown[:5]}")
+
+
+def launch(folder: RunFolder, recipe: Recipe, data: Any, learner: Learner | None, stop: Stop, fresh: bool) -> Path:
+    """Start the processes of a run, wait for its end, and say how it ended. A `fresh` run that fails before its first step leaves nothing."""
+    from lightning.fabric import Fabric  # slow to import: it draws in torchmetrics with all that this finds
 
     settings = recipe.train
-    several = settings.devices * settings.nodes > 1
-    outside = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_NTASKS" in os.environ  # somebody else has started the processes
-    strategy = "auto" if not several else "ddp" if outside else "ddp_spawn"
-    fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.nodes, strategy=strategy, precision=settings.precision)
+    several, outside = settings.devices * settings.nodes > 1, bool(launched())
+    strategy = "auto" if not several else "ddp" if outside or settings.nodes > 1 else "ddp_spawn"
+    if settings.strategy == "fsdp":
+        raise Refused("--strategy fsdp is not in this version: ddp trains every model that fits one device")
+    apart = several and not outside
     try:
-        step, wish = fabric.launch(work, folder.path, data, None if several else learner, None if several else stop)
-    except UnmaskError as error:
-        folder.status("failed", why=str(error))
-        raise
+        fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.nodes, strategy=strategy, precision=settings.precision)
+        step, wish, done = fabric.launch(work, folder.path, data, None if apart else learner, None if apart else stop)
     except Exception as error:
-        if several and "Process" in type(error).__name__:  # a process has failed: its last line says why
-            folder.status("failed", why=str(error).strip().splitlines()[-1])
-            raise Failed(str(error).strip().splitlines()[-1]) from None
-        folder.status("failed", why=f"{type(error).__name__}: {error}")
-        if not (folder.path / "metrics.jsonl").exists() and not list(folder.checkpoints.glob("step-*")):
-            shutil.rmtree(folder.path)  # it failed before the first step: nothing to go on with, nothing in the way
-        raise
-    if step < settings.steps:
+        error = explained(error, settings)
+        if folder.read_status().get("status") != "failed":
+            folder.status("failed", folder.read_status().get("step", 0), why=str(error))
+        if fresh:
+            folder.leave()
+            folder.discard()
+        raise error from (None if isinstance(error, UnmaskError) else error.__cause__)
+    finally:
+        folder.leave()
+    if not done:
         raise Interrupted(f"stopped by {wish or 'a signal'} at step {step:,} of {settings.steps:,}, everything is saved. Go on exactly there: {folder.resume}")
     return folder.path
 
 
-def work(fabric: Any, path: Path, data: Any, learner: Learner | None, stop: Stop | None) -> tuple[int, str | None]:
-    """What each process does: build from the run folder alone, train, finish. The step reached, and the signal that ended it."""
+def explained(error: Exception, settings: Any) -> Exception:
+    """The error as a person wants to read it, where it is one of the usual ones."""
+    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+    if isinstance(error, ProcessRaisedException | ProcessExitedException):  # the last line of the process's traceback says why
+        last = str(error).strip().splitlines()[-1]
+        kind, _, said = last.partition(": ")
+        return (Refused if kind.endswith("Refused") else Failed)(said if kind.startswith("unmask.errors.") else last)
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        less = f"--accumulate {settings.accumulate * 2} (the same result), --activation_checkpointing, or less than --batch_size {settings.batch_size}"
+        return Failed(f"the GPU's memory is too small for this step: try {less}")
+    return error
+
+
+def work(fabric: Any, path: Path, data: Any, learner: Learner | None, stop: Stop | None) -> tuple[int, str | None, bool]:
+    """What each process does: build from the run folder alone, train, finish. The step reached, the signal that ended it, whether all is done."""
     if stop is None:
         with Stop() as own:
             return work(fabric, path, data, learner, own)
-    folder = RunFolder.open(path)
+    folder, lead = RunFolder.open(path), fabric.global_rank == 0
     recipe = settle(None, None, path / CONFIG, {})
-    kept = json.loads((path / DATA).read_text())
-    said = {field.name: kept["statistics"][field.name] for field in fields(Format)}
-    format = Format(**{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()})
-    source = open_source(recipe.data if data is None else data, recipe.input.labels)
+    kept = json.loads((path / DATA).read_text(encoding="utf-8"))
+    format = Format(**{field.name: kept["statistics"][field.name] for field in fields(Format)})
     learner = learner or build(recipe)
-    seed, reading = recipe.train.seed, recipe.input
-    quarantine = folder.quarantine if fabric.global_rank == 0 else None
-    pictures = Pictures(source, format, recipe.views, recipe.trunk.img_size, seed, reading.max_bad_share, quarantine, reading.tile)
+    source = open_source(recipe.data if data is None else data, recipe.input.labels)
+    reading, settings = recipe.input, recipe.train
+    pictures = Pictures(source, format, recipe.views, recipe.trunk.img_size, settings.seed, reading.max_bad_share, folder.quarantine, reading.tile)
     statistics = {name: getattr(format, name) for name in ("mean", "std", "low", "high")}
-    words = metadata_of(recipe.method, recipe.name, **words_of(recipe)) | ({} if learner_trunk(learner) is None else describe(learner_trunk(learner), statistics))
-    step = train(fabric, learner, pictures, recipe.train, reading.workers or 0, folder, stop, words, recipe.trunk.init is None)
-    if fabric.global_rank == 0:
-        if step == recipe.train.steps:
-            finish(folder, learner, words, statistics, step)
-        else:
-            folder.status("interrupted", step, f"stopped by {stop.wish}")
-    return step, stop.wish
-
-
-def learner_trunk(learner: Learner) -> Any:
-    """The timm model in a learner; None for learners without an encoder (tokenizers)."""
-    encoder = dict(learner.named_children()).get("encoder")
-    return None if encoder is None else encoder.trunk
-
-
-def finish(folder: RunFolder, learner: Learner, words: Mapping[str, str], statistics: Mapping[str, Any], step: int) -> None:
-    """What a finished run leaves: the whole learner, its encoder, and the report."""
-    hidden = folder.path / ".model.safetensors"
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in learner.state_dict().items()}, hidden, metadata=dict(words))
-    os.replace(hidden, folder.path / "model.safetensors")
-    if learner_trunk(learner) is not None:
-        save_encoder(folder.path / "encoder.safetensors", learner_trunk(learner), statistics)
-    folder.status("finished", step)
+    trunk = trunk_of(learner)
+    words = ({} if trunk is None else describe(trunk, statistics)) | metadata_of(recipe.method, recipe.name, **words_of(recipe))
+    if lead:
+        device = torch.cuda.get_device_name() if fabric.device.type == "cuda" else fabric.device.type
+        folder.environment(device=device, precision=settings.precision, processes=fabric.world_size, threads=torch.get_num_threads())
     try:
-        from unmask.visualize.report import write
-
-        write([folder.path])
-    except ImportError as error:
-        print(f"no report.html: {error}")
-    print(f"finished: {folder.path} (report.html shows it). Next: unmask evaluate knn {folder.path} LABELLED; unmask reconstruct {folder.path} PICTURES; unmask export {folder.path} --out encoder")
+        step = train(fabric, learner, pictures, settings, reading.workers or 0, folder, stop, words, recipe.trunk.init is None)
+        done = step == settings.steps
+        if lead and done:
+            try:
+                with stop.at_once():
+                    finish(folder, learner, words, statistics, step, recipe.data)
+            except Stopped:
+                done = False  # the last checkpoint holds everything: resuming goes straight to the end
+    except Exception as error:
+        if lead:
+            folder.status("failed", folder.reached, why=f"{error}" if isinstance(error, UnmaskError) else f"{type(error).__name__}: {error}")
+        raise
+    if lead and not done:
+        folder.status("interrupted", step, f"stopped by {stop.wish or 'a signal'}")
+    return step, stop.wish, done

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import torch
 
 NAMES = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+class Stopped(BaseException):
+    """A signal arrived where nothing has to be ended first. No `Exception`: nobody on the way shall take it for an error."""
 
 
 class Stop:
@@ -25,7 +31,8 @@ class Stop:
     def __init__(self) -> None:
         self.wish: str | None = None
         self.agreed = False
-        self._before: dict[int, object] = {}
+        self._at_once = False
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
@@ -36,7 +43,18 @@ class Stop:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While this lasts (start-up, measuring) a signal raises `Stopped` where it arrives, for there is no step to end first."""
+        if self.wish is not None:
+            raise Stopped(self.wish)
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
 
     def agree(self, fabric: Any) -> None:
         """Whether any process wishes to stop: all processes ask at the same step, and all get the same answer in `agreed`."""
@@ -49,5 +67,8 @@ class Stop:
     def _caught(self, number: int, frame: FrameType | None) -> None:
         self.wish = signal.Signals(number).name
         for process in multiprocessing.active_children():
-            if process.pid is not None and process.name.startswith("Process-"):
+            if process.pid is not None and process.name.startswith("SpawnProcess-"):  # those of Fabric; readers are forked
                 os.kill(process.pid, number)
+        if self._at_once:
+            self._at_once = False
+            raise Stopped(self.wish)
