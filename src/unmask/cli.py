@@ -59,11 +59,11 @@ class Again:
     force: bool = False  # take settings that differ from the run's own: the result is then no longer the uninterrupted run's
 
 
-def quickstart(out: str) -> Any:
+def quickstart(**settings: Any) -> Any:
     """The embedded default."""
     from unmask import quickstart as embedded
 
-    return embedded.run(out=out)
+    return embedded.run(**settings)
 
 
 def describe(name: str) -> str:

@@ -41,6 +41,7 @@ SETTINGS: Mapping[str, Any] = {  # what learned most in that time on two cores (
     "batch_size": 256,
     "lr": 2e-3,
     "steps": 400,
+    "monitor_every": 100,  # each look costs as much as ten steps
     "compile": "no",
 }
 PARTS = ("photographs", "run", "timm", "reconstruction.png", "attention.png")  # what the folder holds

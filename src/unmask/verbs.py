@@ -12,7 +12,13 @@ from unmask.settings import Ratio, within
 class Quickstart:
     """The embedded default."""
 
-    out: str = "unmask-quickstart"  # the folder to make
+    out: str = "unmask-quickstart"  # the folder to make; with the same one again it goes on where it stopped
+    seed: int = 0  # of the crops and of everything else random
+    steps: int = 400  # length of the run in optimiser steps
+
+    def __post_init__(self):
+        within(self, "seed", 0)
+        within(self, "steps", 1)
 
 
 @dataclass(frozen=True)
