@@ -183,20 +183,21 @@ def check_learning(case: Case, steps: int = 20) -> None:
     assert after < before, f"the loss went from {before:.4f} to {after:.4f} in {steps} steps"
 
 
-def check_processes(cases: Mapping[str, Case], steps: int = 2, tolerance: float = 1e-5) -> None:
+def check_processes(cases: Mapping[str, Case], steps: int = 2, tolerance: float = 1e-4) -> None:
     """Two processes (gloo, `find_unused_parameters=False`) with half of the batch each end where one with all of it does.
 
-    Compared are the losses of all steps and all weights and buffers, relative to the largest value of each. The descent is
-    plain, since AdamW makes much of a gradient that is almost nothing. A case's `build` must be importable by name.
+    Compared are the losses of all steps, and how far each weight and buffer moved (to the last bits that its values have).
+    The descent is plain: AdamW makes much of a gradient that is almost nothing. A case's `build` must be importable by name.
     """
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_process, args=(folder, dict(cases), steps), nprocs=2)
         for name, case in cases.items():
             alone, both = case.learner(), load_file(Path(folder) / f"{name}.safetensors")
-            losses = _steps(alone, case, range(steps), torch.optim.SGD)
-            for key, value in (alone.state_dict() | {"losses": losses}).items():
-                far = (both[key].double() - value.double()).abs().max() / value.double().abs().max().clamp(min=1e-6)
-                assert far <= tolerance, f"{name}: {key} of two processes is off by {far:.2g}: a count, or a contrast, of the own rows only?"
+            begin = {key: value.clone() for key, value in alone.state_dict().items()} | {"losses": torch.zeros(steps)}
+            for key, value in ({"losses": _steps(alone, case, range(steps), torch.optim.SGD)} | alone.state_dict()).items():
+                far, moved = (both[key].double() - value.double()).abs().max(), (value.double() - begin[key].double()).abs().max()
+                bound = tolerance * moved + 1e-6 * value.double().abs().max()
+                assert far <= bound, f"{name}: {key} of two processes is off by {far:.2g}: a count, or a contrast, of the own rows only?"
 
 
 def _process(rank: int, folder: str, cases: dict[str, Case], steps: int) -> None:
