@@ -17,7 +17,7 @@ import numpy as np
 
 from unmask.data.forms import PICTURES, Form, extension, hidden
 from unmask.data.quarantine import BadSample
-from unmask.data.sources import SPLITS, Labels, Names, Source
+from unmask.data.source import SPLITS, Labels, Names, Source
 from unmask.errors import Refused
 
 OPEN = 64  # shards that one process keeps open

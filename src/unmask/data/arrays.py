@@ -14,7 +14,7 @@ import numpy as np
 
 from unmask.data.forms import Form, extension
 from unmask.data.quarantine import BadSample
-from unmask.data.sources import Labels, Source
+from unmask.data.source import Labels, Source
 from unmask.errors import Refused
 
 PICTURE_NAMES = ("images", "image", "pictures", "x", "X", "x_train", "train_images", "data", "arr_0")

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from unmask.data.quarantine import BadSample
-from unmask.data.sources import Source, open_source
+from unmask.data.source import Source
+from unmask.data.sources import open_source
 from unmask.data.statistics import survey
 from unmask.data.views import tiled
 from unmask.errors import Refused

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from unmask import seeds
 from unmask.data.quarantine import BadSample, Quarantine
 from unmask.data.sampler import Order, Stream, share
-from unmask.data.sources import Source
+from unmask.data.source import Source
 from unmask.data.statistics import Format
 from unmask.data.views import Finish, centre_view, random_view, tiled
 from unmask.errors import Failed

@@ -16,7 +16,7 @@ import numpy as np
 
 from unmask import seeds
 from unmask.data.quarantine import BadSample, NeedsExtra
-from unmask.data.sources import Source
+from unmask.data.source import Source
 from unmask.data.views import tiled
 from unmask.errors import Refused
 

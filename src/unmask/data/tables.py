@@ -11,7 +11,7 @@ import numpy as np
 
 from unmask.data.forms import Form
 from unmask.data.quarantine import BadSample
-from unmask.data.sources import Labels, Source
+from unmask.data.source import Labels, Source
 from unmask.errors import Refused
 
 PICTURE_COLUMNS = ("image", "img", "images", "picture", "jpg", "png", "jpeg", "bytes")
