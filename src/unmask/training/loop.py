@@ -103,6 +103,12 @@ def train(
             state = {"steps": steps, "threads": torch.get_num_threads(), "torch": torch.__version__, "spoiled": sorted(spoiled)}
             writer.save(step, learner.state_dict(), optimizer_tensors(optimizer, learner), state, metadata)
 
+    def late() -> bool:
+        """Whether a checkpoint is due by the clock: the first process's, where there are several, for all must act alike."""
+        if world == 1:
+            return time.monotonic() - saved > SAVE
+        return step % FETCH_STEPS == 0 and fabric.broadcast(time.monotonic() - saved > SAVE)
+
     try:
         stop.agree(fabric)
         while step < steps and not stop.agreed:
@@ -144,7 +150,7 @@ def train(
 
             # now and then: fetch what was computed, write it, show it
             measure = step % every == 0 or step == steps
-            due = step == steps or (step % settings.checkpoint_every == 0 if settings.checkpoint_every else time.monotonic() - saved > SAVE)
+            due = step == steps or (step % settings.checkpoint_every == 0 if settings.checkpoint_every else late())
             if measure or due or (time.monotonic() - fetched > FETCH if world == 1 else step % FETCH_STEPS == 0):
                 fetched = time.monotonic()
                 bad = [*bad, *note(pending, spoiled, folder if lead else None, fabric, meter)][-IN_A_ROW:]
