@@ -56,7 +56,7 @@ def run(out: str | Path = "unmask-quickstart", seed: int = 0, steps: int | None 
     """
     out = Path(out)
     _refuse(out, seed)
-    print(f"MAE on {len(PHOTOGRAPHS)} photographs, nothing to download: about four minutes on two cores. Everything goes to {out}/\n")
+    print(f"MAE on {len(PHOTOGRAPHS)} photographs, nothing to download: three to four minutes on two free cores. Everything goes to {out}/\n")
     train, val = _photographs(out / "photographs", seed)
     _pretrain(out / "run", train, seed, steps or SETTINGS["steps"])
     figures = _measure(out / "run", train, val, seed)
@@ -124,7 +124,7 @@ def _cut(files: list[Path], folder: Path, seed: int) -> None:
             dice = seeds.dice(seed, f"quickstart {split} {file.stem}")
             for i in range(COUNTS[split]):
                 x, y = left + dice.randrange(right - left - SIDE + 1), dice.randrange(height - SIDE + 1)
-                photograph.crop((x, y, x + SIDE, y + SIDE)).save(place / f"{i:03d}.png", compress_level=1)
+                photograph.crop((x, y, x + SIDE, y + SIDE)).save(place / f"{file.stem}-{i:03d}.png", compress_level=1)
 
 
 def _pretrain(run: Path, train: Path, seed: int, steps: int) -> None:
