@@ -121,7 +121,9 @@ def main() -> None:
                 middle = {name: round(statistics.median(values[column] for values in found), 1) for name, found in rates.items()}
                 result[f"pictures a second of {clock}, {workers} workers"] = middle
                 times = middle["unmask"] / middle["torchvision"]
-                print(f"{workers} workers, {clock}: unmask {middle['unmask']}, torchvision {middle['torchvision']} pictures a second ({times:.2f} times)")
+                print(
+                    f"{workers} workers, {clock}: unmask {middle['unmask']}, torchvision {middle['torchvision']} pictures a second ({times:.2f} times)"
+                )
     print(json.dumps(result))
 
 

@@ -129,7 +129,7 @@ def open_arrays(form: Form) -> Source:
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         if isinstance(error, Refused):
             raise
-        if "pickle" in str(error).lower() or "object array" in str(error).lower():
+        if any(word in str(error).lower() for word in ("pickle", "object array", "python objects")):
             raise Refused(f"{path} is refused: it holds Python objects, and opening those would run whatever code is in them") from None
         raise Refused(f"{path} cannot be read as {extension(path)}: {error}") from None
 
