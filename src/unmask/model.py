@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from unmask.masking import Masking
 from unmask.settings import Train
 from unmask.targets.target import Target
 
-Signal = Tensor | dict[str, Tensor]  # a tensor, or named tensors of which the first is masked and encoded
+Signal: TypeAlias = Tensor | dict[str, Tensor]  # a tensor, or named tensors of which the first is masked and encoded
 
 
 def first(x: Signal) -> Tensor:

@@ -67,7 +67,7 @@ def case_of(method: Any, x: Signal | None = None, samples: int | None = None, **
 
     Without `x` it looks at four pictures. Where `x` holds several views of a sample, `samples` says how many samples.
     """
-    build = SMALL | {"img_size": (32, 32), "in_chans": 3} | build
+    build = {**SMALL, "img_size": (32, 32), "in_chans": 3, **build}
     x = pictures(4, build["in_chans"], build["img_size"]) if x is None else x
     return Case(functools.partial(method.build, **build), x, samples or len(first(x)))
 
@@ -114,7 +114,8 @@ def _answers(learner: Learner, encoder: nn.Module, x: Signal, noise: Tensor | No
     def listen(module, args, kwargs, output):
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Mask)]
         if given:
-            masks.extend(given), answers.extend(_tensors(output))
+            masks.extend(given)
+            answers.extend(_tensors(output))
 
     with contextlib.ExitStack() as stack, torch.no_grad():
         for part in (encoder, *(part for part in learner.modules() if isinstance(part, Decoder))):
@@ -146,9 +147,14 @@ def check_graph(case: Case, progress: tuple[float, ...] = (0.1, 0.5, 0.9), graph
 
     `graphs`: how many are allowed over these places of the run; two where counts move (the second has them as variables).
     """
-    learner, made = case.learner().train(), []  # type: ignore[var-annotated]
+    learner, made = case.learner().train(), list[Any]()
+
+    def keep(graph, inputs):
+        made.append(graph)
+        return graph.forward
+
     torch._dynamo.reset()
-    compiled = torch.compile(learner, backend=lambda graph, inputs: made.append(graph) or graph.forward, fullgraph=True)
+    compiled = torch.compile(learner, backend=keep, fullgraph=True)
     for place, when in enumerate(progress):
         learner.before_step(when, when)
         noise = case.noise(learner, place)

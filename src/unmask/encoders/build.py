@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 from timm.models.eva import Eva
@@ -63,7 +63,7 @@ def build(
     patch_size: int | None = None,
     masked: Literal["drop", "token"] = "drop",
     layers: tuple[int, ...] = (),
-    **sizes: int | None,
+    **sizes: Any,
 ) -> ViT:
     """An encoder over the timm model of that name (or over a timm model, taken as it is); its trunk is `.trunk`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -54,7 +54,7 @@ class MAE:
         img_size: tuple[int, int] = (224, 224),
         in_chans: int = 3,
         patch_size: int | None = None,
-        **sizes: int | None,
+        **sizes: Any,
     ) -> MaskedModel:
         """A fresh learner over a timm VisionTransformer or Eva; `sizes`: its width, depth and heads where not its own."""
         encoder = build(model, img_size, in_chans, patch_size, masked="drop", **sizes)

@@ -196,7 +196,7 @@ def read(checkpoint: Path) -> Checkpoint:
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, or None, and a line for each damaged one that was passed over."""
-    said = []
+    said: list[str] = []
     for path in reversed(complete(folder)):
         try:
             return read(path), said
