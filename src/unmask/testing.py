@@ -1,9 +1,7 @@
 """The laws as functions, for parts of your own: each returns nothing, or raises an AssertionError that says what is wrong.
 
-    from unmask.testing import check_method
-
     def test_my_method():
-        check_method(MyMethod())
+        unmask.testing.check_method(MyMethod())
 
 `check_method` runs every law of a method; `check_masking` and `check_target` are the contracts of its parts. All sizes
 are tiny: a law takes about a second on one core, that of two processes ten.
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch._dynamo.testing
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -147,14 +146,9 @@ def check_graph(case: Case, progress: tuple[float, ...] = (0.1, 0.5, 0.9), graph
 
     `graphs`: how many are allowed over these places of the run; two where counts move (the second has them as variables).
     """
-    learner, made = case.learner().train(), list[Any]()
-
-    def keep(graph, inputs):
-        made.append(graph)
-        return graph.forward
-
+    learner, counter = case.learner().train(), torch._dynamo.testing.CompileCounter()
     torch._dynamo.reset()
-    compiled = torch.compile(learner, backend=keep, fullgraph=True)
+    compiled = torch.compile(learner, backend=counter, fullgraph=True)
     for place, when in enumerate(progress):
         learner.before_step(when, when)
         noise = case.noise(learner, place)
@@ -163,7 +157,7 @@ def check_graph(case: Case, progress: tuple[float, ...] = (0.1, 0.5, 0.9), graph
         torch.testing.assert_close(compiled(case.x, **how)["loss"], plain, rtol=1e-5, atol=1e-6)
         learner.after_step(when)
     torch._dynamo.reset()
-    assert len(made) <= graphs, f"{len(made)} graphs were compiled where {graphs} should do"
+    assert counter.frame_count <= graphs, f"{counter.frame_count} graphs were compiled where {graphs} should do"
 
 
 def check_saving(case: Case) -> None:
