@@ -72,19 +72,21 @@ def describe(name: str) -> str:
     return f"{name}: {said['sentence']}\n{'':4}{said['source']}; standing: {said.get('standing', 'experimental')}"
 
 
-def show_methods() -> None:
+def show_methods() -> dict[str, str]:
     """Every method's sentence, paper and standing."""
     print("\n".join(describe(name) for name in METHODS))
     print("\nunmask pretrain METHOD --help lists a method's settings; your own method is my_method.py:Name or package.module:Name")
+    return {name: describe(name) for name in METHODS}
 
 
-def show_models(word: str | None = None) -> None:
+def show_models(word: str | None = None) -> dict[str, list[str]]:
     """The networks that can be pre-trained, without asking timm or torch."""
     found = [name for name in names.trainable() if (word or "") in name]
     if not found:
         raise Refused(f"no network's name holds '{word}'{suggestion(word or '', names.trainable())}")
     print("\n".join(found))
     print(SIZES if word is None else f"{len(found)} networks", file=sys.stderr)
+    return {"models": found}
 
 
 SIZES = """
@@ -196,28 +198,21 @@ def command_of(words: list[str]) -> tuple[str, list[str]]:
 
 def read(name: str, words: list[str]) -> tuple[list[Any], dict[str, Any]]:
     """The words of a command -> what its verb takes by place, and its settings by name."""
-    options = {}
-    for group in groups(name, words):
-        options |= group.options()
-    positional, values = parse(words, options)
+    options = {option.name: option for group in groups(name, words) for option in group.options().values()}
+    left, values = parse(words, options)
     if name == "pretrain":
-        return arrange(positional, values), values
-    wanted, taken = COMMANDS[name].places.split(), []
-    usage = f"unmask {name} {COMMANDS[name].places}"
-    for one in wanted:
-        if one.endswith("…"):
-            taken.append(positional)
-        elif positional:
-            taken.append(positional.pop(0))
-            continue
-        elif not one.startswith("["):
-            raise Refused(f"{one} is missing: {usage}")
-        else:
-            taken.append(None)
-        if one.endswith("…") and not positional:
+        return arrange(left, values), values
+    usage, taken = f"unmask {name} {COMMANDS[name].places}", list[Any]()
+    for one in COMMANDS[name].places.split():
+        if not left and not one.startswith("["):
             raise Refused(f"{one.rstrip('…')} is missing: {usage}")
-    if positional and not (wanted and wanted[-1].endswith("…")):
-        raise Refused(f"'{positional[0]}' is a word too many: {usage}")
+        if one.endswith("…"):
+            taken.append(left)
+            left = []
+        else:
+            taken.append(left.pop(0) if left else None)
+    if left:
+        raise Refused(f"'{left[0]}' is a word too many: {usage}")
     return taken, values
 
 

@@ -162,8 +162,8 @@ class Group:
         text = self.file.read_text(encoding="utf-8")
         lines = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT}
         body = next(n for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and n.name == self.cls.__name__).body
-        named = [n for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
-        return {self.prefix + n.target.id: lines.get(n.end_lineno, "") for n in named}  # type: ignore[attr-defined,arg-type]
+        named = [(n.target.id, n.end_lineno or 0) for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+        return {self.prefix + name: lines.get(line, "") for name, line in named}
 
     def make(self, values: Mapping[str, Any]) -> Any:
         """The settings object with `values` above its defaults; what it refuses is refused under the option's name."""

@@ -63,7 +63,8 @@ class Ratio:
         except ValueError as error:
             if "mask_ratio" in str(error):  # a number, outside 0..1
                 raise
-        for separator, moves in ((":", "over the run"), ("-", "each step")):
+        ways: tuple[tuple[str, Literal["over the run", "each step"]], ...] = ((":", "over the run"), ("-", "each step"))
+        for separator, moves in ways:
             first, found, last = text.partition(separator)
             if found and all(re.fullmatch(r"\d*\.?\d+", part) for part in (first, last)):
                 return cls(float(first), float(last), moves)

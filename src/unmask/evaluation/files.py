@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def write(table: FeatureTable, pooling: str, classes: Sequence[str] | None, out:
     out.parent.mkdir(parents=True, exist_ok=True)
     labels = table.labels.numpy().astype(np.int64) if table.labels is not None else None
     if out.suffix == ".npz":
-        known = {"labels": labels, "classes": np.array(list(classes or []), dtype=np.str_)} if labels is not None else {}
+        known: dict[str, Any] = {"labels": labels, "classes": np.array(list(classes or []), dtype=np.str_)} if labels is not None else {}
         np.savez(out, features=features, paths=np.array(table.names, dtype=np.str_), **known)
         return
     try:
