@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from unmask.run.checkpoint import Writer, complete, load_optimizer, newest, opti
 from unmask.run.folder import RunFolder
 from unmask.settings import Train
 from unmask.training.monitor import Monitor
-from unmask.training.progress import Meter, Progress
+from unmask.training.progress import Events, Meter, Progress
 from unmask.training.stop import Stop, Stopped
 
 FETCH = 1.0  # seconds between looks at what the device has computed: nothing in between waits for it
@@ -58,7 +58,8 @@ def train(
     learner.to(device).train()
     groups, factors = parameter_groups(learner, settings)
     decays = [group["weight_decay"] for group in groups]
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=device.type in ("cpu", "cuda"))
+    fused, scaled = device.type in ("cpu", "cuda"), settings.precision == "16-mixed"
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=fused)
 
     writer = Writer(folder.checkpoints, settings.keep) if lead else None
     spoiled: set[int] = set()  # steps whose gradients were not finite before a rollback: their update is left out
@@ -69,6 +70,8 @@ def train(
         if found is not None:
             state, weights, moments = found
             spoiled.update(state["spoiled"])
+            if state["scaler"]:
+                fabric.strategy.precision.load_state_dict(state["scaler"])
             learner.load_state_dict(weights)
             load_optimizer(optimizer, learner, moments)
             lines.append(f"going on at step {state['step']:,} of {steps:,}")
@@ -81,10 +84,17 @@ def train(
         return step
 
     step = restore()
+    events = Events(folder.path, step, progress.say) if lead else None
+
+    def record(row: Mapping[str, Any]) -> None:
+        if events is not None:
+            folder.metric(row)
+            events.add(row)
+
     monitor = Monitor(learner, pictures, folder.pictures, settings, device, progress) if lead else None
     if monitor is not None and step == 0:
         with contextlib.suppress(Stopped), stop.at_once():
-            folder.metric(monitor(0, random=untrained))
+            record(monitor(0, random=untrained))
 
     if settings.compile == "yes" or (settings.compile == "auto" and device.type == "cuda"):
         learner.compile()
@@ -93,7 +103,9 @@ def train(
     peak = scaled_rate(settings.lr, settings.base_lr, batch)
     every = settings.monitor_every or max(1, steps // (10 if steps >= 100 else 2))
     batches = pictures.batches(batch, step, steps - step, parts, rank, world, workers, pin=device.type == "cuda")
-    meter, pending, bad = Meter(batch, len(pictures), steps), [], []
+    meter = Meter(batch, len(pictures), steps)
+    pending: list[tuple[int, float, Tensor, Tensor]] = []
+    bad: list[int] = []
     shown: dict[str, Any] = {}
     saved = fetched = time.monotonic()
 
@@ -101,6 +113,7 @@ def train(
         if writer is not None:
             folder.flush()
             state = {"steps": steps, "threads": torch.get_num_threads(), "torch": torch.__version__, "spoiled": sorted(spoiled)}
+            state["scaler"] = fabric.strategy.precision.state_dict()
             writer.save(step, learner.state_dict(), optimizer_tensors(optimizer, learner), state, metadata)
 
     def late() -> bool:
@@ -137,11 +150,11 @@ def train(
                     fabric.backward(losses["loss"] / parts)
                 loss += losses["loss"].detach() / parts
 
-            # move the weights, unless a gradient is not finite: decided on the device
+            # move the weights, unless a gradient is not finite: decided on the device (16-mixed: by the scaler of its gradients)
             norm = clip(fabric, model, stepper, learner, settings)
-            if settings.precision != "16-mixed":  # there the scaler decides
+            if fused and not scaled:
                 optimizer.grad_scale, optimizer.found_inf = None, (~torch.isfinite(norm)).float()
-            if step not in spoiled:
+            if step not in spoiled and (fused or scaled or bool(torch.isfinite(norm))):
                 stepper.step()
             stepper.zero_grad()
             learner.after_step((step + 1) / steps)
@@ -154,7 +167,8 @@ def train(
             due = step == steps or (step % settings.checkpoint_every == 0 if settings.checkpoint_every else late())
             if measure or due or (time.monotonic() - fetched > FETCH if world == 1 else step % FETCH_STEPS == 0):
                 fetched = time.monotonic()
-                bad = [*bad, *note(pending, spoiled, folder if lead else None, fabric, meter)][-IN_A_ROW:]
+                bad = [*bad, *note(pending, spoiled, record, fabric, meter, scaled)][-IN_A_ROW:]
+                folder.flush()
                 if len(bad) == IN_A_ROW and bad[-1] - bad[0] == IN_A_ROW - 1:
                     if writer is not None:
                         writer.join()
@@ -169,7 +183,7 @@ def train(
                 if measure and monitor is not None:
                     with contextlib.suppress(Stopped), stop.at_once():
                         shown |= (row := monitor(step, x, noise, rows))
-                        folder.metric(row)
+                        record(row)
                     meter.begin()
                 (progress.say if measure else progress.move)(meter.line(step, shown))
 
@@ -179,7 +193,7 @@ def train(
                 save()
             if world == 1 or device.type == "cpu" or step % AGREE == 0:
                 stop.agree(fabric)
-        note(pending, spoiled, folder if lead else None, fabric, meter)
+        note(pending, spoiled, record, fabric, meter, scaled)
         if step < steps:
             save()
         if writer is not None:
@@ -187,6 +201,8 @@ def train(
     finally:
         folder.close()
         progress.close()
+        if events is not None:
+            events.close()
     return step
 
 
@@ -209,8 +225,10 @@ def clip(fabric: Any, model: nn.Module, stepper: Any, learner: Learner, settings
     return norm
 
 
-def note(pending: list[tuple[int, float, Tensor, Tensor]], spoiled: set[int], folder: RunFolder | None, fabric: Any, meter: Meter) -> list[int]:
-    """Write the steps since the last time to metrics.jsonl; those whose gradients were not finite, but for the ones known as `spoiled`."""
+def note(
+    pending: list[tuple[int, float, Tensor, Tensor]], spoiled: set[int], record: Callable[[Mapping[str, Any]], None], fabric: Any, meter: Meter, scaled: bool
+) -> list[int]:
+    """Record the steps since the last time; those whose gradients were not finite, but for the ones known as `spoiled`."""
     if not pending:
         return []
     values = torch.stack([torch.stack([loss.float(), norm.float()]) for _, _, loss, norm in pending])  # (steps, 2)
@@ -219,14 +237,11 @@ def note(pending: list[tuple[int, float, Tensor, Tensor]], spoiled: set[int], fo
     pace, bad = meter.numbers(), []
     for (step, rate, _, _), (loss, norm) in zip(pending, values.tolist()):
         row = {"step": step, "loss": loss if math.isfinite(loss) else None, "lr": rate, "grad_norm": norm if math.isfinite(norm) else None, **pace}
-        if not math.isfinite(norm) or step - 1 in spoiled:
+        if not math.isfinite(loss if scaled else norm) or step - 1 in spoiled:  # a scaler looks for its scale: infinite gradients are its way
             bad += [step] if step - 1 not in spoiled else []
             row["skipped"] = True
-        if folder is not None:
-            folder.metric(row)
+        record(row)
         meter.loss = loss
-    if folder is not None:
-        folder.flush()
     pending.clear()
     return bad
 

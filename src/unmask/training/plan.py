@@ -53,7 +53,7 @@ def choose(recipe: Recipe, count: int, format: Format) -> tuple[Recipe, list[str
     said.append(line)
     trunk, lines = network(recipe, format, device)
     said += lines
-    train, lines = length(replace(recipe.train, accelerator=device), recipe, count, device)
+    train, lines = length(recipe.train, recipe, count, device)
     said += lines
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     reading = recipe.input
@@ -88,7 +88,8 @@ def precision(train: Any, device: str) -> tuple[str, str]:
 
 def network(recipe: Recipe, format: Format, device: str) -> tuple[Any, list[str]]:
     """Model, patch and input size for what the pictures are."""
-    trunk, said = recipe.trunk, []
+    trunk: Any = recipe.trunk
+    said: list[str] = []
     if trunk.in_chans is None:
         trunk = replace(trunk, in_chans=format.in_chans)
     short, most = min(format.size) if format.size else 224, 64 if device == "cpu" else 224
@@ -99,7 +100,6 @@ def network(recipe: Recipe, format: Format, device: str) -> tuple[Any, list[str]
         trunk = replace(trunk, img_size=(side, side))
         said.append(f"img_size {side}: the pictures are about {short} px" + (", and less is fast enough for a CPU" if side < short and device == "cpu" else ""))
     if trunk.model is None:
-        assert trunk.img_size is not None
         if trunk.patch_size is None:
             trunk = replace(trunk, patch_size=patch_for(min(trunk.img_size)))
             said.append(f"patch_size {trunk.patch_size}: {math.prod(side // trunk.patch_size for side in trunk.img_size)} patches a picture")
@@ -137,7 +137,7 @@ def length(train: Any, recipe: Recipe, count: int, device: str) -> tuple[Any, li
         train = fixed(train, count)
     chosen, line = precision(train, device)
     said.append(line)
-    return replace(train, precision=chosen), said
+    return replace(train, accelerator=device, precision=chosen), said
 
 
 def fixed(train: Any, count: int) -> Any:
@@ -187,7 +187,8 @@ def pace(learner: Learner, pictures: Pictures, train: Any, workers: int) -> Pace
 
 def paced(recipe: Recipe, pace: Pace) -> tuple[Recipe, list[str]]:
     """What depends on the pace: the steps that `--time` allows, or an hour on a CPU; the parts of a batch that fit a GPU; checkpoints."""
-    train, said = recipe.train, []
+    train: Any = recipe.train
+    said: list[str] = []
     told = bool(recipe.given & {"epochs", "steps", "time"})
     if train.time is not None:
         limit = seconds(train.time)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 PLAIN_EVERY = 30.0  # seconds between lines where nothing can be redrawn
@@ -60,6 +61,30 @@ class Progress:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+class Events:
+    """The numbers of metrics.jsonl once more, as TensorBoard's events in the run folder; without tensorboard one line says so."""
+
+    def __init__(self, folder: Path, step: int, say: Callable[[str], None]):
+        self._writer: Any = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            say("tensorboard is not installed: its events are not written, metrics.jsonl holds the same numbers")
+            return
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)  # what a kill left behind step is hidden
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """One point for every number of a row."""
+        if self._writer is not None:
+            for name, value in row.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
 
 class Meter:

@@ -41,27 +41,31 @@ def begin(recipe: Recipe, out: Path) -> Path:
     """Choose what was left open, make the run folder and train; the folder."""
     outside = launched()
     if outside:
-        recipe = replace(recipe, train=replace(recipe.train, **outside))
-    folder: RunFolder | None = None
+        recipe = replace(recipe, train=replace(recipe.train, devices=outside[0], nodes=outside[1]))
+    first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    data, folder, learner = None if isinstance(recipe.data, str) else recipe.data, None, None
     with Stop() as stop:
         try:
             with stop.at_once():
-                if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
-                    return launch(wait_for(out), recipe, None, None, stop, fresh=False)
-                refuse_taken(out)
-                recipe, source, format, learner, said = prepare(recipe)
-                folder = RunFolder.create(out, recipe.text())
-                folder.take()
-                keep_data(folder, source, format)
-                for line in said:
-                    print(line, flush=True)
-                    folder.log(line)
+                if first:
+                    refuse_taken(out)
+                    recipe, source, format, learner, said = prepare(recipe)
+                    folder = RunFolder.create(out, recipe.text())
+                    folder.take()
+                    keep_data(folder, source, format)
+                    for line in said:
+                        print(line, flush=True)
+                        folder.log(line)
+                else:
+                    wait_for(out)
         except Stopped:
             if folder is not None:
                 folder.leave()
                 folder.discard()
             raise Interrupted(f"stopped by {stop.wish} before the first step: nothing is kept, the same command begins again") from None
-        return launch(folder, recipe, None if isinstance(recipe.data, str) else recipe.data, learner, stop, fresh=True)
+        if folder is None:
+            folder, recipe = RunFolder.open(out), settle(None, None, out / CONFIG, {})
+        return launch(folder, recipe, data, learner, stop, fresh=first)
 
 
 def prepare(recipe: Recipe) -> tuple[Recipe, Source, Format, Learner, list[str]]:
@@ -74,7 +78,7 @@ def prepare(recipe: Recipe) -> tuple[Recipe, Source, Format, Learner, list[str]]
     learner = build(recipe)
     recipe, more = plan.sized(recipe, learner)
     said += more
-    pictures = Pictures(source, format, recipe.views, recipe.trunk.img_size, recipe.train.seed, reading.max_bad_share, None, reading.tile)
+    pictures = pictures_of(recipe, source, format, None)
     pace = plan.pace(learner, pictures, recipe.train, recipe.input.workers or 0)
     recipe, more = plan.paced(recipe, pace)
     steps, batch = recipe.train.steps or 1, recipe.train.batch_size or 1
@@ -83,6 +87,13 @@ def prepare(recipe: Recipe) -> tuple[Recipe, Source, Format, Learner, list[str]]
     how = f"estimated from {pace.pictures} pictures computed here, measuring along the way not counted"
     said += [*more, f"{steps:,} steps of {batch} pictures, {steps * batch / len(source):,.1f} epochs: about {duration(whole)}, until {end:%d %b %H:%M} ({how})"]
     return recipe, source, format, learner, said
+
+
+def pictures_of(recipe: Recipe, source: Source, format: Format, quarantine: Path | None) -> Pictures:
+    """The pictures of a run, as it reads them."""
+    size, reading = recipe.trunk.img_size, recipe.input
+    assert size is not None
+    return Pictures(source, format, recipe.views, size, recipe.train.seed, reading.max_bad_share, quarantine, reading.tile)
 
 
 def again(run: Path, force: bool, said: Mapping[str, Any]) -> Path:
@@ -132,25 +143,24 @@ def keep_data(folder: RunFolder, source: Source, format: Format) -> None:
     write_whole(folder.path / DATA, json.dumps(kept, indent=1))
 
 
-def launched() -> dict[str, int]:
-    """Machines and devices a machine, where a launcher (torchrun, SLURM) has already started this run's processes."""
+def launched() -> tuple[int, int] | None:
+    """Devices a machine, and machines, where a launcher (torchrun, SLURM) has already started this run's processes."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         each = int(os.environ["LOCAL_WORLD_SIZE"])
-        return {"devices": each, "nodes": int(os.environ["WORLD_SIZE"]) // each}
+        return each, int(os.environ["WORLD_SIZE"]) // each
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         nodes = int(os.environ["SLURM_NNODES"])
-        return {"devices": int(os.environ["SLURM_NTASKS"]) // nodes, "nodes": nodes}
-    return {}
+        return int(os.environ["SLURM_NTASKS"]) // nodes, nodes
+    return None
 
 
-def wait_for(out: Path) -> RunFolder:
-    """The run folder, once the first process has made it."""
+def wait_for(out: Path) -> None:
+    """Until the first process has made the run folder."""
     end = time.monotonic() + PATIENCE
     while not (out / DATA).is_file():
         if time.monotonic() > end:
             raise Failed(f"the first process has made no {out} in {duration(PATIENCE)}")
         time.sleep(0.2)
-    return RunFolder.open(out)
 
 
 def started(recipe: Recipe) -> Recipe:
@@ -202,15 +212,15 @@ def fill(trunk: nn.Module, recipe: Recipe) -> None:
 
 def launch(folder: RunFolder, recipe: Recipe, data: Any, learner: Learner | None, stop: Stop, fresh: bool) -> Path:
     """Start the processes of a run, wait for its end, and say how it ended. A `fresh` run that fails before its first step leaves nothing."""
-    from lightning.fabric import Fabric  # slow to import: it draws in torchmetrics with all that this finds
-
     settings = recipe.train
-    several, outside = settings.devices * settings.nodes > 1, bool(launched())
+    several, outside = settings.devices * settings.nodes > 1, launched() is not None
     strategy = "auto" if not several else "ddp" if outside or settings.nodes > 1 else "ddp_spawn"
     if settings.strategy == "fsdp":
         raise Refused("--strategy fsdp is not in this version: ddp trains every model that fits one device")
     apart = several and not outside
     try:
+        from lightning_fabric import Fabric
+
         fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.nodes, strategy=strategy, precision=settings.precision)
         step, wish, done = fabric.launch(work, folder.path, data, None if apart else learner, None if apart else stop)
     except Exception as error:
@@ -254,7 +264,7 @@ def work(fabric: Any, path: Path, data: Any, learner: Learner | None, stop: Stop
     learner = learner or build(recipe)
     source = open_source(recipe.data if data is None else data, recipe.input.labels)
     reading, settings = recipe.input, recipe.train
-    pictures = Pictures(source, format, recipe.views, recipe.trunk.img_size, settings.seed, reading.max_bad_share, folder.quarantine, reading.tile)
+    pictures = pictures_of(recipe, source, format, folder.quarantine)
     statistics = {name: getattr(format, name) for name in ("mean", "std", "low", "high")}
     trunk = trunk_of(learner)
     words = ({} if trunk is None else describe(trunk, statistics)) | metadata_of(recipe.method, recipe.name, **words_of(recipe))
