@@ -83,7 +83,7 @@ def train(
             folder.status("running", step)
         return step
 
-    step = restore()
+    step = held = restore()  # `held`: the step of the newest checkpoint
     events = Events(folder.path, step, progress.say) if lead else None
 
     def record(row: Mapping[str, Any]) -> None:
@@ -110,8 +110,9 @@ def train(
     saved = fetched = time.monotonic()
 
     def save() -> None:
-        if writer is not None:
+        if writer is not None and step != held:
             folder.flush()
+            folder.status("running", step)
             state = {"steps": steps, "threads": torch.get_num_threads(), "torch": torch.__version__, "spoiled": sorted(spoiled)}
             state["scaler"] = fabric.strategy.precision.state_dict()
             writer.save(step, learner.state_dict(), optimizer_tensors(optimizer, learner), state, metadata)
@@ -177,7 +178,8 @@ def train(
                         raise Failed(keep_batch(pictures, learner, folder, settings, bad[0] - 1))
                     progress.say(f"warning: the gradients of steps {bad[0]:,} to {bad[-1]:,} are not finite: back to the last checkpoint, and on without them")
                     spoiled.update(number - 1 for number in bad)
-                    step, bad = restore(), []
+                    step = held = restore()
+                    bad = []
                     batches = pictures.batches(batch, step, steps - step, parts, rank, world, workers, pin=device.type == "cuda")
                     continue
                 if measure and monitor is not None:
@@ -191,6 +193,7 @@ def train(
             if due:
                 saved = time.monotonic()
                 save()
+                held = step
             if world == 1 or device.type == "cpu" or step % AGREE == 0:
                 stop.agree(fabric)
         note(pending, spoiled, record, fabric, meter, scaled)

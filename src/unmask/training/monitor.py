@@ -120,9 +120,8 @@ class Monitor:
             grid(self.learner, x.to(self.device), names, mean=shown.mean, std=shown.std, title=f"step {step:,}", out=self.folder / f"step-{step:07d}.png")
         except Refused:
             return  # no pixels are predicted: nothing to draw
-        except ImportError as error:
-            if step == 0:
-                self.progress.say(f"no reconstruction pictures: {error}")
+        except Exception as error:  # a full disk, a missing package: no reason to lose hours of training
+            self.progress.say(f"warning: no picture of step {step:,}: {type(error).__name__}: {error}")
 
     def warn(self, row: dict[str, Any]) -> None:
         """The collapse alarm, once a run."""

@@ -18,6 +18,7 @@ import torch
 
 from unmask import seeds
 from unmask.data.loader import Pictures
+from unmask.data.sampler import share
 from unmask.data.statistics import Format
 from unmask.decoders import default_size
 from unmask.errors import Refused
@@ -135,6 +136,7 @@ def length(train: Any, recipe: Recipe, count: int, device: str) -> tuple[Any, li
                     else f"epochs {epochs}: {epochs * count:,} pictures seen (the paper: {recipe.method.paper.epochs:g} epochs of ImageNet)")
     if train.time is None:
         train = fixed(train, count)
+    share(train.batch_size, train.accumulate, train.devices * train.nodes)  # refuses a batch that cannot be split
     chosen, line = precision(train, device)
     said.append(line)
     return replace(train, accelerator=device, precision=chosen), said
