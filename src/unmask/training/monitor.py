@@ -27,6 +27,7 @@ from unmask.training.progress import Progress
 STILLS = 1500  # pictures on which features are judged at most: two thirds answer in kNN, one third asks
 FEWEST = 150  # and at least, where there are as many
 SHARE = 0.02  # of the pictures that a run trains on: ten measurements then cost about a tenth of the run
+PAIRS = 10_000_000  # pairs of a hidden and a visible patch whose distances are computed at once
 MEMORY = 200e6  # bytes of pictures kept
 DRAWN = 6  # pictures in the drawing
 COLLAPSED, FALL = 1.5, 0.1  # effective rank, alone and beside its highest, under which pictures look alike to the encoder
@@ -42,6 +43,9 @@ def baselines(learner: Learner, x: Signal, mask: Mask) -> dict[str, float]:
     part = learner.objectives["pixels"] if isinstance(learner, MaskedModel) and "pixels" in learner.objectives else None
     if not isinstance(part, Predict) or not isinstance(part.target, Pixels):
         return {}
+    if len(first(x)) == len(mask.masked_ids):  # as many pictures as their distances take little memory
+        few = max(1, PAIRS // (mask.masked_ids.shape[1] * mask.visible_ids.shape[1]))
+        x, mask = first(x)[:few], mask.rows(torch.arange(min(few, len(mask.masked_ids)), device=mask.masked_ids.device))
     every = part.target(first(x))  # (B, N, values)
     truth = mask.masked(every)  # (B, M, values)
     means = torch.zeros_like(truth) if part.target.normalize else truth.mean(-1, keepdim=True).expand_as(truth)
@@ -49,7 +53,9 @@ def baselines(learner: Learner, x: Signal, mask: Mask) -> dict[str, float]:
     distance = torch.cdist(places[mask.masked_ids], places[mask.visible_ids])  # (B, M, V)
     nearest = mask.visible_ids.gather(1, distance.argmin(-1))  # (B, M)
     copies = every.gather(1, nearest.unsqueeze(-1).expand_as(truth))
-    return {name: mask.mean(part.loss(answer, truth)).item() for name, answer in (("patch_mean", means), ("copy_nearest", copies))}
+    weight = torch.ones_like(mask.masked_ids, dtype=torch.float32) if mask.weight is None else mask.weight
+    total = weight.sum().clamp(min=1e-12)  # of this process alone: the others do not measure
+    return {name: ((part.loss(answer, truth) * weight).sum() / total).item() for name, answer in (("patch_mean", means), ("copy_nearest", copies))}
 
 
 class Monitor:
