@@ -1,14 +1,14 @@
 """Does MAE learn on real pictures? Pre-train, then measure the frozen encoder beside what needs no training.
 
-Everything goes through the public verbs `unmask.pretrain`, `unmask.resume`, `unmask.evaluate` and `unmask.reconstruct`. Beside
-the trained encoder stand the same encoder with random weights, the channel means and deviations of a picture, and its raw
-pixels; beside the loss the two baselines that the run itself measures.
+The run is made by `unmask.pretrain` and `unmask.resume`, the picture by `unmask.reconstruct`; the figures come from the functions
+behind `unmask.evaluate`, on features that are computed once. Beside the trained encoder stand the same encoder with random weights,
+the channel means and deviations of a picture, and its raw pixels; beside the loss the two baselines that the run itself measures.
 
     python benchmarks/quality.py [--data cifar10|imagenette|FOLDER] [--budget cpu|gpu] [--dry]
 
 Running it again goes on with an unfinished run (in runs/, not under version control) and evaluates a finished one. The result
 goes to benchmarks/results/quality-<data>-<budget>.json, a picture of reconstructions beside it. `--dry` does all of it on
-twenty pictures a class and two steps: it shows that the long run will start, and proves nothing else.
+five pictures a class and two steps: it shows that the long run will start, and proves nothing else.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,15 @@ import unmask
 from unmask.data.loader import Pictures
 from unmask.data.sources import open_source
 from unmask.data.statistics import survey
-from unmask.evaluation.features import FeatureTable, pixel_statistics
+from unmask.evaluation.features import FeatureTable, extract, pixel_statistics
 from unmask.evaluation.knn import knn
+from unmask.evaluation.measure import parts
 from unmask.evaluation.metrics import right, wilson
 from unmask.evaluation.probe import linear
+from unmask.interchange.encoder import load_encoder
 from unmask.settings import Views
+
+Row = tuple[str, FeatureTable, FeatureTable]
 
 SHARED = Path(os.environ.get("UNMASK_DATA", ROOT.parent / "shared" / "data"))
 DATA = {
@@ -47,8 +53,8 @@ RUNS: dict[tuple[str, str], dict[str, Any]] = {  # what is pre-trained; everythi
     ("cifar10", "gpu"): {"model": "vit_tiny_patch16_224", "patch_size": 4, "img_size": (32, 32), "epochs": 400, "batch_size": 512, "lr": 1.5e-3},
     ("imagenette", "gpu"): {"model": "vit_small_patch16_224", "img_size": (224, 224), "epochs": 200, "batch_size": 256, "lr": 5e-4},
 }
-FEW = 20  # pictures of a class in a dry run
-PROTOCOLS = (("knn", "cls"), ("knn", "avg"), ("linear", "auto"))
+FEW = 5  # pictures of a class in a dry run
+COLOUR = "channel means and deviations"
 
 
 def halves(data: str) -> tuple[Path, Path | None]:
@@ -68,68 +74,70 @@ def few(data: Path, folder: Path) -> Path:
         for index in np.flatnonzero(source.labels == number)[:FEW]:
             path = folder / name / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(source.read(int(index))).convert("RGB").save(path)
+            pixels = source.read(int(index))  # (H, W, 1 or 3)
+            Image.fromarray(np.repeat(pixels, 3 // pixels.shape[2], axis=2)).save(path)
     return folder
 
 
 def pretrain(run: Path, train: Path, settings: dict[str, Any]) -> float:
-    """Make the run, or go on with it; the seconds spent here (0 where it was finished)."""
+    """Make the run, or go on with it; the seconds from its first file to its last, pauses included."""
     status = run / "status.json"
     state = json.loads(status.read_text(encoding="utf-8"))["status"] if status.is_file() else None
-    if state == "finished":
-        return 0.0
-    start = time.perf_counter()
     if state is None:
         unmask.pretrain("mae", str(train), run, **settings)
-    else:
+    elif state != "finished":
         unmask.resume(run)
-    return time.perf_counter() - start
+    return (run / "encoder.safetensors").stat().st_mtime - (run / "config.yaml").stat().st_mtime
 
 
-def evaluations(run: Path, train: Path, val: Path | None, seeds: int, look: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every protocol for the trained encoder and for random ones."""
-    look = look | ({"val": str(val)} if val else {})
-    rows = []
-    for name, seed in [("trained", 0), *(("random", seed) for seed in range(seeds))]:
-        for protocol, pooling in PROTOCOLS:
-            row = unmask.evaluate(protocol, run, str(train), random=name == "random", seed=seed, pooling=pooling, **look)
-            rows.append({"features": f"{name} encoder"} | {key: value for key, value in row.items() if key != "encoder"})
-    return rows
+def features_of(words: argparse.Namespace, run: Path, train: Path, val: Path | None, settings: dict[str, Any]) -> Iterator[Row]:
+    """Name, and feature tables to learn from and to judge by, of the trained encoder and of everything that stands beside it."""
+    source = open_source(str(train))
+    format = survey(source, seed=words.seed)  # as the run measured it
+    pictures = Pictures(source, format, Views(), settings["img_size"], words.seed)
+    held = Pictures(open_source(str(val)), format, Views(), settings["img_size"], words.seed) if val else None
+    teach, judging, judge, _ = parts(pictures, held, str(train), words.seed)
+    halves = ((pictures, teach), (judging, judge))
+    device, workers = "cuda" if torch.cuda.is_available() else "cpu", words.workers or 0
+    encoders = [("trained encoder", load_encoder(run))]
+    encoders += [(f"random encoder, seed {seed}", load_encoder(run, random=True, seed=seed)) for seed in range(words.random_seeds)]
+    for name, encoder in encoders:
+        yield name, *(extract(encoder, seen, ids, workers=workers, device=device, title=name) for seen, ids in halves)
+    yield COLOUR, *standard(*(pixel_statistics(seen, ids, workers=workers) for seen, ids in halves))
+    yield "raw pixels", *standard(*(raw_pixels(seen, ids, workers) for seen, ids in halves))
 
 
-def without_network(train: Path, val: Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The same protocols on channel means and deviations, and nearest neighbours on raw pixels (at most 32 px a side)."""
-    if val is None:
-        return []
-    sources = open_source(str(train)), open_source(str(val))
-    format = survey(sources[0])
-    both = [Pictures(source, format, Views(), settings["img_size"]) for source in sources]
-    rows, classes = [], len(both[0].classes or ())
-    for name, read in (("channel means and deviations", pixel_statistics), ("raw pixels", raw_pixels)):
-        learn, judge = (read(pictures) for pictures in both)
-        std, mean = torch.std_mean(learn.of("pixels"), dim=0)
-        near = knn((learn.of("pixels") - mean) / std, learn.classes_of(), (judge.of("pixels") - mean) / std, classes)
-        rows.append(row_of(name, "knn", near, judge))
-        if name != "raw pixels":  # of thousands of raw pixels the sweep of rates takes longer than the rest
-            rows.append(row_of(name, "linear", linear(learn, classes)(judge.of("pixels")), judge))
-    return rows
-
-
-def raw_pixels(pictures: Pictures) -> FeatureTable:
+def raw_pixels(pictures: Pictures, indices: list[int], workers: int) -> FeatureTable:
     """The normalised pixels themselves, shrunk to at most 32 a side: features (n, C·32·32)."""
-    parts, labels, names = [], [], []
-    for x, numbers, words in pictures.still_batches(256):
+    rows, labels, names = [], [], []
+    for x, numbers, words in pictures.still_batches(256, workers, indices):
         side = min(32, x.shape[2])
-        parts.append(torch.nn.functional.interpolate(x, (side, side), mode="area").flatten(1))
+        rows.append(torch.nn.functional.interpolate(x, (side, side), mode="area").flatten(1))
         labels.append(numbers)
         names += words
-    return FeatureTable({"pixels": torch.cat(parts)}, torch.cat(labels), names)
+    return FeatureTable({"pixels": torch.cat(rows)}, torch.cat(labels), names)
 
 
-def row_of(features: str, protocol: str, answer: torch.Tensor, judge: FeatureTable) -> dict[str, Any]:
-    """The line of one protocol, named as `unmask.evaluate` names it."""
-    hits, n = right(answer, judge.classes_of()), len(judge)
-    return {"features": features, "protocol": protocol, "top1": 100 * hits / n, "interval": list(wilson(hits, n)), "n_val": n}
+def standard(learn: FeatureTable, judge: FeatureTable) -> tuple[FeatureTable, FeatureTable]:
+    """Both with the columns standardised by the first: what an encoder's final norm does for its features."""
+    std, mean = torch.std_mean(learn.of("pixels"), dim=0)
+    first, second = (replace(table, parts={"pixels": (table.of("pixels") - mean) / std}) for table in (learn, judge))
+    return first, second
+
+
+def protocols(name: str, learn: FeatureTable, judge: FeatureTable, seed: int) -> Iterator[dict[str, Any]]:
+    """kNN by every pooling, and the linear probe with the pooling that it chooses itself, with 95 % intervals."""
+    labels, truth = learn.classes_of(), judge.classes_of()
+    classes = int(labels.max()) + 1
+    votes = [("knn", pooling, knn(learn.of(pooling), labels, judge.of(pooling), classes)) for pooling in learn.parts]
+    if name != "raw pixels":  # of thousands of raw pixels the sweep of rates takes longer than everything else
+        probe = linear(learn, classes, seed=seed)
+        votes.append(("linear", probe.pooling, probe(judge.of(probe.pooling))))
+    for protocol, pooling, answer in votes:
+        hits, n = right(answer, truth), len(judge)
+        interval = [round(end, 2) for end in wilson(hits, n)]
+        top1 = round(100 * hits / n, 2)
+        yield {"features": name, "protocol": protocol, "pooling": pooling, "top1": top1, "interval": interval, "n_train": len(learn), "n_val": n}
 
 
 def curve(run: Path, points: int = 40) -> dict[str, Any]:
@@ -147,14 +155,14 @@ def curve(run: Path, points: int = 40) -> dict[str, Any]:
 def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         low, high = row["interval"]
-        print(f"  {row['features']:30s} {row['protocol']:7s} {row.get('pooling', ''):8s} {row['top1']:5.1f} % (95 % {low:.1f} to {high:.1f})")
+        print(f"  {row['features']:30s} {row['protocol']:7s} {row['pooling']:8s} {row['top1']:5.1f} % (95 % {low:.1f} to {high:.1f})")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10", help="cifar10, imagenette, or a folder of class folders (with train/ and val/, or without)")
     parser.add_argument("--budget", choices=("cpu", "gpu"), default="gpu" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dry", action="store_true", help="twenty pictures a class, two steps")
+    parser.add_argument("--dry", action="store_true", help="five pictures a class, two steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--random_seeds", type=int, default=2, help="how many random encoders stand beside")
     parser.add_argument("--epochs", type=float, help="another length than the planned one")
@@ -179,16 +187,15 @@ def main() -> None:
 def finish(name: str, run: Path, train: Path, val: Path | None, settings: dict[str, Any], words: argparse.Namespace) -> None:
     """Train, measure, draw, write."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    start = time.perf_counter()
     trained = pretrain(run, train, settings)
-    look = {} if words.workers is None else {"workers": words.workers}
-    rows = evaluations(run, train, val, words.random_seeds, look) + without_network(train, val, settings)
+    start = time.perf_counter()
+    rows = [row for found in features_of(words, run, train, val, settings) for row in protocols(*found, words.seed)]
     words.out.mkdir(parents=True, exist_ok=True)
     unmask.reconstruct(run, str(val or train), out=str(words.out / f"{name}.png"))
     show(rows)
     said = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     result = {"settings": {"method": "mae", "data": words.data} | said, "machine": machine(device)}
-    seconds = {"pretraining_seconds": round(trained, 1), "seconds": round(time.perf_counter() - start, 1)}
+    seconds = {"pretraining_seconds": round(trained, 1), "evaluation_seconds": round(time.perf_counter() - start, 1)}
     print(keep(name, result | seconds | {"evaluations": rows, "loss": curve(run)}, words.out))
 
 

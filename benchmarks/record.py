@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))  # whoever imports this file measures the code beside it, installed or not
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("torch", "torchvision", "timm", "lightning", "transformers", "numpy")
+PACKAGES = ("torch", "torchvision", "timm", "lightning-fabric", "safetensors", "transformers", "numpy")
 
 
 def processor() -> str:
