@@ -19,7 +19,7 @@ def test_a_run_begins_with_its_config(tmp_path):
     assert (folder.path / "config.yaml").read_text() == CONFIG
     assert {entry.name for entry in folder.path.iterdir()} == {"config.yaml", "environment.json", "checkpoints", "pictures"}
     assert json.loads((folder.path / "environment.json").read_text())["packages"]["torch"]
-    assert RunFolder.open(folder.path).resume == f"unmask resume {folder.path}"
+    assert RunFolder.open(folder.path).resume == f"unmask resume {folder.path.absolute()}"
 
 
 def test_what_is_taken_is_refused_by_name(tmp_path):

@@ -18,9 +18,14 @@ from unmask.settings import FORMAT
 
 CONFIG = "config.yaml"
 BEFORE = {"environment.json", "status.json", "metrics.jsonl", "quarantine.jsonl", "log.txt", "data.json", ".lock"}  # files of ours that hold no work
-PACKAGES = ("unmask", "torch", "torchvision", "timm", "lightning", "safetensors", "numpy", "pillow")
+PACKAGES = ("unmask", "torch", "torchvision", "timm", "lightning-fabric", "safetensors", "numpy", "pillow")
 
 Status = Literal["running", "interrupted", "finished", "failed"]
+
+
+def leads() -> bool:
+    """Whether this is the only process, or the first of those that a launcher (torchrun, SLURM) has started."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def refuse_taken(path: str | Path) -> None:
@@ -29,7 +34,7 @@ def refuse_taken(path: str | Path) -> None:
     Processes of a launcher that are not the first one refuse nothing: the first may have made the folder already.
     """
     path = Path(path)
-    if os.environ.get("RANK", "0") != "0" or os.environ.get("SLURM_PROCID", "0") != "0":
+    if not leads():
         return
     if path.exists() and not path.is_dir():
         raise Refused(f"--out {path} is a file: give the name of a folder to make")
@@ -101,13 +106,13 @@ class RunFolder:
     def discard(self) -> None:
         """Take away what a start that failed before its first step has left, so that the next try finds no obstacle.
 
-        Where there is work (a checkpoint, a step in metrics.jsonl) nothing is touched.
+        Where there is work (a checkpoint, a step in metrics.jsonl) nothing is touched. The list of bad samples stays: it says why.
         """
         self.close()
         if any(self.checkpoints.glob("step-*")) or ((self.path / "metrics.jsonl").is_file() and '"loss"' in (self.path / "metrics.jsonl").read_text()):
             return
         for entry in [*self.pictures.glob("*"), *self.checkpoints.glob("*"), *self.path.glob("*"), *self.path.glob(".*")]:
-            if entry.is_file() and entry.name != CONFIG:
+            if entry.is_file() and entry.name not in (CONFIG, self.quarantine.name):
                 entry.unlink()
         (self.path / CONFIG).unlink(missing_ok=True)
         for empty in (self.pictures, self.checkpoints, self.path):
@@ -157,7 +162,7 @@ class RunFolder:
     @property
     def resume(self) -> str:
         """The command that goes on with this run."""
-        return command(self.path)
+        return command(self.path.absolute())
 
     def status(self, status: Status, step: int = 0, why: str = "", **more: Any) -> None:
         """Write status.json: what a launcher hides is here."""

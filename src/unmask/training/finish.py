@@ -53,7 +53,7 @@ def write_report(folder: RunFolder) -> None:
         from unmask.visualize.report import write
 
         write([folder.path])
-    except ImportError as error:
-        line = f"warning: no report.html, {error}"
+    except Exception as error:  # a missing package, a full disk: the run is finished all the same
+        line = f"warning: no report.html, {type(error).__name__}: {error}"
         print(line, flush=True)
         folder.log(line)

@@ -33,6 +33,7 @@ FETCH = 1.0  # seconds between looks at what the device has computed: nothing in
 FETCH_STEPS = 20  # the same in steps, for several processes, which must look together
 AGREE = 5  # steps between the moments at which several processes with GPUs agree whether to stop: it waits for the device
 SAVE = 300.0  # seconds between checkpoints, where no number of steps is said
+LED_THERE = 10  # steps before the bad ones that are left out as well after going back
 IN_A_ROW = 3  # steps of non-finite gradients, skipped one by one, after which the run goes back to its last checkpoint
 
 
@@ -79,7 +80,10 @@ def train(
             progress.say(line)
         step = 0 if found is None else found[0]["step"]
         if lead:
-            folder.cut_metrics(step)
+            folder.cut_metrics(step or -1)  # at step 0 the monitor writes its row again
+            for path in complete(folder.checkpoints):  # damaged ones, passed over: no longer counted among the last
+                if int(path.name[5:]) > step:
+                    path.rename(path.with_name(f"damaged-{path.name}"))
             folder.status("running", step)
         return step
 
@@ -175,9 +179,9 @@ def train(
                         writer.join()
                     fabric.barrier()
                     if spoiled or not complete(folder.checkpoints):
-                        raise Failed(keep_batch(pictures, learner, folder, settings, bad[0] - 1))
+                        raise Failed(keep_batch(pictures, learner, folder, settings, bad[0] - 1) if lead else f"the gradients of step {bad[0]:,} are not finite")
                     progress.say(f"warning: the gradients of steps {bad[0]:,} to {bad[-1]:,} are not finite: back to the last checkpoint, and on without them")
-                    spoiled.update(number - 1 for number in bad)
+                    spoiled.update(range(max(bad[0] - 1 - LED_THERE, 0), bad[-1]))  # and the updates before them: the same way would lead there again
                     step = held = restore()
                     bad = []
                     batches = pictures.batches(batch, step, steps - step, parts, rank, world, workers, pin=device.type == "cuda")
@@ -187,6 +191,7 @@ def train(
                         shown |= (row := monitor(step, x, noise, rows))
                         record(row)
                     meter.begin()
+                shown["bad"] = len(pictures.quarantine)
                 (progress.say if measure else progress.move)(meter.line(step, shown))
 
             # never lose work: what was written down reaches as far as what is saved

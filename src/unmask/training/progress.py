@@ -126,4 +126,5 @@ class Meter:
         if speed := self.pace.get("images_per_second"):
             left = (self.steps - step) * self.batch / speed
             parts += [f"{speed:,.0f} images/s", f"{self.pace['data_wait']:.0%} waiting for data", f"{duration(left)} left"]
+        parts += [f"{shown['bad']:,} bad samples"] if shown.get("bad") else []
         return " · ".join(parts)

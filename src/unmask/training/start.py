@@ -24,7 +24,7 @@ from unmask.load import metadata_of
 from unmask.methods import find
 from unmask.model import Learner
 from unmask.recipe import Recipe, settle
-from unmask.run.folder import CONFIG, RunFolder, refuse_taken, write_whole
+from unmask.run.folder import CONFIG, RunFolder, leads, refuse_taken, write_whole
 from unmask.settings import FORMAT
 from unmask.training import plan
 from unmask.training.finish import finish, trunk_of
@@ -42,7 +42,7 @@ def begin(recipe: Recipe, out: Path) -> Path:
     outside = launched()
     if outside:
         recipe = replace(recipe, train=replace(recipe.train, devices=outside[0], nodes=outside[1]))
-    first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    first = leads()
     data, folder, learner = None if isinstance(recipe.data, str) else recipe.data, None, None
     with Stop() as stop:
         try:
@@ -109,6 +109,8 @@ def again(run: Path, force: bool, said: Mapping[str, Any]) -> Path:
         print(f"{run} is finished: nothing is left to do")
         return run
     with Stop() as stop:
+        if not leads():  # the first process looks at everything; they meet when the processes are joined
+            return launch(folder, after, data, None, stop, fresh=False)
         try:
             with stop.at_once():
                 folder.take()
@@ -215,9 +217,9 @@ def launch(folder: RunFolder, recipe: Recipe, data: Any, learner: Learner | None
     settings = recipe.train
     several, outside = settings.devices * settings.nodes > 1, launched() is not None
     strategy = "auto" if not several else "ddp" if outside or settings.nodes > 1 else "ddp_spawn"
-    if settings.strategy == "fsdp":
-        raise Refused("--strategy fsdp is not in this version: ddp trains every model that fits one device")
     apart = several and not outside
+    if apart:
+        folder.leave()  # the first of the processes takes it
     try:
         from lightning_fabric import Fabric
 
@@ -255,7 +257,10 @@ def explained(error: Exception, settings: Any) -> Exception:
 def work(fabric: Any, path: Path, data: Any, learner: Learner | None, stop: Stop | None) -> tuple[int, str | None, bool]:
     """What each process does: build from the run folder alone, train, finish. The step reached, the signal that ended it, whether all is done."""
     if stop is None:
-        with Stop() as own:
+        with Stop(os.getppid()) as own:
+            if fabric.global_rank == 0:
+                held = RunFolder.open(path)
+                held.take()  # to the end of this process
             return work(fabric, path, data, learner, own)
     folder, lead = RunFolder.open(path), fabric.global_rank == 0
     recipe = settle(None, None, path / CONFIG, {})

@@ -24,11 +24,12 @@ class Stop:
     """`with Stop() as stop`: while it lasts, `stop.wish` names the signal that arrived here, and `stop.agreed` is True once all
     processes know of one.
 
-    Signals are handed on to processes that this one has started for the run. Outside the main thread nothing is caught:
-    Python allows handlers there only.
+    Signals are handed on to processes that this one has started for the run; such a process (`parent`: of whom) also wishes
+    to stop when its parent is gone. Outside the main thread nothing is caught: Python allows handlers there only.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parent: int | None = None) -> None:
+        self.parent = parent
         self.wish: str | None = None
         self.agreed = False
         self._at_once = False
@@ -58,6 +59,8 @@ class Stop:
 
     def agree(self, fabric: Any) -> None:
         """Whether any process wishes to stop: all processes ask at the same step, and all get the same answer in `agreed`."""
+        if self.parent is not None and os.getppid() != self.parent:
+            self.wish = self.wish or "the end of its parent process"
         if fabric.world_size == 1:
             self.agreed = self.wish is not None
         else:
