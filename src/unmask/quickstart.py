@@ -204,7 +204,7 @@ def _summary(losses: dict[str, float], figures: dict[str, Figures], out: Path) -
     lines = [
         f"\nThe loss on hidden patches ended at {losses.get('loss', float('nan')):.3f}, beside {beside}.\n",
         f"Right answers in percent on {shown['n_val']:,} crops of the unseen right parts (95 % interval; chance {chance:.1f}):\n",
-        f"{'':22}{'kNN':<22}linear probe",
+        f"{'':21}{'kNN':<22}linear probe",
     ]
     for who, rows in figures.items():
         lines.append(f"{who:<20}{''.join(_cell(rows[protocol]).ljust(22) for protocol in ('knn', 'linear'))}".rstrip())
