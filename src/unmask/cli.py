@@ -69,7 +69,10 @@ def quickstart(**settings: Any) -> Any:
 def describe(name: str) -> str:
     """A method in a few lines."""
     said = vars(known(name))
-    return f"{name}: {said['sentence']}\n{'':4}{said['source']}; standing: {said.get('standing', 'experimental')}"
+    row = dict(zip(("tokens", "masking", "masked patches are", "decoder", "target"), said.get("row", ())))
+    lines = [f"{name}: {said['sentence']}", f"{said['source']}; standing: {said.get('standing', 'experimental')}"]
+    lines += ["; ".join(f"{key} {value}" for key, value in row.items())] if row else []
+    return "\n    ".join(lines)
 
 
 def show_methods() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def from_official_mae(state: dict[str, Tensor], file: Path) -> Learner:
     missing, unexpected = learner.load_state_dict(ours, strict=False)
     if left or missing or unexpected:
         raise Refused(f"{file} does not fit {model}: unknown {left + unexpected}, missing {missing}"[:400])
+    print(f"{file} says no settings: a target normalised patch by patch is assumed (the files mae_visualize_* were trained without)", file=sys.stderr)
     return learner.eval()
 
 

@@ -262,3 +262,59 @@ def test_a_batch_is_cut_to_fit_the_memory(data):
     cut, said = plan.fitting(recipe.train, 1e9, 40e9, False)
     assert cut.accumulate == 2 and "accumulate 2" in said[0]
     assert plan.fitting(recipe.train, 1e9, 40e9, True) == (recipe.train, [])
+
+
+def tiffs(folder: Path) -> dict:
+    """13 bands of 16 bits."""
+    import tifffile
+
+    dice = np.random.default_rng(0)
+    for i in range(24):
+        tifffile.imwrite(folder / f"{i}.tif", (np.cumsum(dice.normal(size=(40, 40, 13)), 0) * 120 + 3000).clip(0, 65535).astype(np.uint16), planarconfig="contig")
+    return {"img_size": (32, 32)}
+
+
+def greys(folder: Path) -> dict:
+    """One channel of 16 bits."""
+    from PIL import Image
+
+    dice = np.random.default_rng(0)
+    for i in range(24):
+        Image.fromarray((np.cumsum(dice.normal(size=(40, 40)), 1) * 800 + 30000).clip(0, 65535).astype(np.uint16)).save(folder / f"{i}.png")
+    return {"img_size": (32, 32)}
+
+
+def wide(folder: Path) -> dict:
+    """Pictures of 224 by 96 at their own size."""
+    from PIL import Image
+
+    dice = np.random.default_rng(0)
+    for i in range(24):
+        Image.fromarray(dice.integers(0, 256, (224, 96, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return {"img_size": (224, 96), "patch_size": 16}
+
+
+def bad_ones(folder: Path) -> dict:
+    """Thirty kinds of bad file among good ones."""
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+    from folder_of_odd_files import bad_files, photograph
+
+    bad_files(folder)
+    for number in range(60):
+        photograph(number).save(folder / f"good{number}.jpg")
+    return {"max_bad_share": 0.5, "img_size": (32, 32)}
+
+
+@pytest.mark.parametrize(("make", "channels"), [(tiffs, 13), (greys, 1), (wide, 3), (bad_ones, 3)])
+def test_odd_pictures_train_to_a_good_end(tmp_path, make, channels):
+    pytest.importorskip("tifffile")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    run = begin(pictures, tmp_path / "run", **make(pictures))
+    assert json.loads((run / "status.json").read_text())["status"] == "finished" and steps_of(run) == list(range(1, 17))
+    with safe_open(run / "encoder.safetensors", "pt") as file:
+        assert file.metadata()["in_chans"] == str(channels)
+    named = (run / "quarantine.jsonl").read_text() if (run / "quarantine.jsonl").exists() else ""
+    assert ("bad_empty" in named) == (make is bad_ones)

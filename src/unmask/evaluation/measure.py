@@ -36,6 +36,9 @@ def parts(pictures: Pictures, val: Pictures | None, name: str, seed: int) -> tup
         if val.labels is None or val.classes is None or pictures.classes is None:
             raise Refused("the pictures to judge by (--val) have no labels: put each class in a folder of its own, or give --labels FILE.csv")
         val.labels = aligned(val.source, pictures.classes)
+        unknown = int((val.source.labels >= 0).sum() - (val.labels >= 0).sum())  # type: ignore[operator]
+        if unknown:
+            print(f"warning: {unknown:,} pictures of --val are of classes that {name} does not have: they are left out")
         judged = np.flatnonzero(val.labels >= 0).tolist()
         if not judged:
             raise Refused(f"DATA and --val have no class in common: {', '.join(pictures.classes[:3])} … and {', '.join(val.classes[:3])} …")

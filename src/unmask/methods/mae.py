@@ -56,14 +56,17 @@ class MAE:
         patch_size: int | None = None,
         **sizes: Any,
     ) -> MaskedModel:
-        """A fresh learner over a timm VisionTransformer or Eva; `sizes`: its width, depth and heads where not its own."""
+        """A fresh learner over a timm VisionTransformer or Eva; `sizes`: its width, depth and heads where not its own.
+
+        Of a model that is given instead of named, size and form are taken; its weights are drawn anew all the same.
+        """
         encoder = build(model, img_size, in_chans, patch_size, masked="drop", **sizes)
         width, depth, _ = default_size(encoder.width)
         width = self.decoder_width or width
         heads = self.decoder_heads or (width // 32 if width % 32 == 0 else 1)
         if width % heads:
             raise Refused(f"decoder_heads {heads} does not divide the decoder's width {width}: change it, or give decoder_width")
-        grid = tuple(side // patch for side, patch in zip(img_size, encoder.patch))
+        grid = tuple(side // patch for side, patch in zip(encoder.img_size, encoder.patch))
         decoder = Transformer(encoder.width, patch_values(encoder.patch, encoder.in_chans), grid, width, self.decoder_depth or depth, heads)
         mae_init(encoder)
         mae_init(decoder)
