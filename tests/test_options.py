@@ -17,7 +17,7 @@ from unmask.settings import Input, Ratio, Train, Trunk, Views
 class Odd:
     """Every kind of field."""
 
-    share: Ratio = Ratio(0.75, 0.75)  # noqa: RUF009  a ratio
+    share: Ratio = Ratio(0.75, 0.75)
     names: str | None = None  # a word
     sizes: tuple[int, ...] = (1, 2)  # any number of numbers
     level: int | float = 1  # a number of two kinds

@@ -1,12 +1,9 @@
 """A folder of thirty kinds of bad file: each is named with a reason, no good odd one is, and a run goes on."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from folder_of_odd_files import bad_files, odd_files, photograph
 
 from unmask.data.inspect import inspect, lines

@@ -190,8 +190,13 @@ def test_three_bad_steps_in_a_row_go_back_and_then_on(tmp_path, data):
     poisoned = Average(bad=(5, 6, 7))
     folder = go(tmp_path / "run", poisoned, data)
     assert [row["step"] for row in rows_of(folder)] == list(range(1, STEPS + 1))
-    assert "back to the last checkpoint" in (folder.path / "log.txt").read_text()
+    assert "back to a checkpoint" in (folder.path / "log.txt").read_text()
     assert all(torch.isfinite(tensor).all() for tensor in poisoned.state_dict().values())
+
+
+def test_three_in_a_row_are_found_whenever_one_looks():
+    assert loop.in_a_row([]) is None and loop.in_a_row([3, 4, 6, 7]) is None
+    assert loop.in_a_row([3, 5, 6, 7, 8, 9]) == 5 and loop.in_a_row([5, 6, 7, 90]) == 5
 
 
 def test_bad_numbers_for_ever_stop_the_run_with_the_batch_kept(tmp_path, data):

@@ -296,9 +296,6 @@ def wide(folder: Path) -> dict:
 
 def bad_ones(folder: Path) -> dict:
     """Thirty kinds of bad file among good ones."""
-    import sys
-
-    sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
     from folder_of_odd_files import bad_files, photograph
 
     bad_files(folder)

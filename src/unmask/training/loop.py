@@ -65,9 +65,9 @@ def train(
     writer = Writer(folder.checkpoints, settings.keep) if lead else None
     spoiled: set[int] = set()  # steps whose gradients were not finite before a rollback: their update is left out
 
-    def restore() -> int:
-        """The newest complete checkpoint into learner and optimiser, or nothing at step 0; the step."""
-        found, lines = newest(folder.checkpoints)
+    def restore(before: float = math.inf) -> int:
+        """The newest complete checkpoint of a step under `before` into learner and optimiser, or nothing at step 0; the step."""
+        found, lines = newest(folder.checkpoints, before)
         if found is not None:
             state, weights, moments = found
             spoiled.update(state["spoiled"])
@@ -81,7 +81,7 @@ def train(
         step = 0 if found is None else found[0]["step"]
         if lead:
             folder.cut_metrics(step or -1)  # at step 0 the monitor writes its row again
-            for path in complete(folder.checkpoints):  # damaged ones, passed over: no longer counted among the last
+            for path in complete(folder.checkpoints):  # damaged or given up: no longer counted among the last
                 if int(path.name[5:]) > step:
                     path.rename(path.with_name(f"damaged-{path.name}"))
             folder.status("running", step)
@@ -172,17 +172,19 @@ def train(
             due = step == steps or (step % settings.checkpoint_every == 0 if settings.checkpoint_every else late())
             if measure or due or (time.monotonic() - fetched > FETCH if world == 1 else step % FETCH_STEPS == 0):
                 fetched = time.monotonic()
-                bad = [*bad, *note(pending, spoiled, record, fabric, meter, scaled)][-IN_A_ROW:]
+                bad += note(pending, spoiled, record, fabric, meter, scaled)
                 folder.flush()
-                if len(bad) == IN_A_ROW and bad[-1] - bad[0] == IN_A_ROW - 1:
+                first = in_a_row(bad)
+                if first is not None:  # a function of the steps alone, not of when this looks
                     if writer is not None:
                         writer.join()
                     fabric.barrier()
-                    if spoiled or not complete(folder.checkpoints):
-                        raise Failed(keep_batch(pictures, learner, folder, settings, bad[0] - 1) if lead else f"the gradients of step {bad[0]:,} are not finite")
-                    progress.say(f"warning: the gradients of steps {bad[0]:,} to {bad[-1]:,} are not finite: back to the last checkpoint, and on without them")
-                    spoiled.update(range(max(bad[0] - 1 - LED_THERE, 0), bad[-1]))  # and the updates before them: the same way would lead there again
-                    step = held = restore()
+                    if spoiled or not any(int(path.name[5:]) < first for path in complete(folder.checkpoints)):
+                        raise Failed(keep_batch(pictures, learner, folder, settings, first - 1) if lead else f"the gradients of step {first:,} are not finite")
+                    progress.say(f"warning: the gradients from step {first:,} on are not finite: back to a checkpoint, and on without the steps that led there")
+                    spoiled.update(range(max(first - 1 - LED_THERE, 0), first - 1 + IN_A_ROW))  # the same way would lead there again
+                    fabric.barrier()
+                    step = held = restore(first)
                     bad = []
                     batches = pictures.batches(batch, step, steps - step, parts, rank, world, workers, pin=device.type == "cuda")
                     continue
@@ -212,6 +214,12 @@ def train(
         if events is not None:
             events.close()
     return step
+
+
+def in_a_row(bad: list[int]) -> int | None:
+    """The first of the earliest `IN_A_ROW` steps that follow each other, if there are such."""
+    last = IN_A_ROW - 1
+    return next((bad[i] for i in range(len(bad) - last) if bad[i + last] - bad[i] == last), None)
 
 
 def share_of(batch: int, parts: int, part: int, world: int, rank: int) -> Tensor:
