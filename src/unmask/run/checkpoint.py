@@ -8,6 +8,7 @@ leaves only complete folders under their names, and hidden leftovers that the ne
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import threading
@@ -194,10 +195,10 @@ def read(checkpoint: Path) -> Checkpoint:
     return Checkpoint(state, model, optimizer)
 
 
-def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, or None, and a line for each damaged one that was passed over."""
+def newest(folder: Path, before: float = math.inf) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of a step under `before` that is whole, or None, and a line for each damaged one that was passed over."""
     said: list[str] = []
-    for path in reversed(complete(folder)):
+    for path in reversed([path for path in complete(folder) if int(path.name[5:]) < before]):
         try:
             return read(path), said
         except ValueError as error:
