@@ -56,13 +56,17 @@ def choose(recipe: Recipe, count: int, format: Format) -> tuple[Recipe, list[str
     said += lines
     train, lines = length(recipe.train, recipe, count, device)
     said += lines
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     reading = recipe.input
     if reading.workers is None:
-        workers = min(8, max(1, cores // 2)) if device == "cpu" else min(16, cores)
+        workers = min(8, max(1, cores() // 2)) if device == "cpu" else min(16, cores())
         reading = replace(reading, workers=workers)
-        said.append(f"workers {workers}: {cores} cores" + (", which compute as well" if device == "cpu" else ""))
+        said.append(f"workers {workers}: {cores()} cores" + (", which compute as well" if device == "cpu" else ""))
     return replace(recipe, trunk=trunk, train=train, input=reading), said
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def accelerator(asked: str) -> tuple[str, str]:
@@ -183,7 +187,10 @@ def pace(learner: Learner, pictures: Pictures, train: Any, workers: int) -> Pace
         loss.item()
     compute = (time.perf_counter() - begin) / few
     memory = torch.cuda.max_memory_allocated() / few if device == "cuda" else 0.0
-    each = max(compute, read / workers) if workers else compute + read
+    if device == "cpu":  # workers take from the cores that compute
+        each = compute + read / (cores() if workers else 1)
+    else:
+        each = max(compute, read / workers) if workers else compute + read
     return Pace(each * train.batch_size / (train.devices * train.nodes), few, memory)
 
 
