@@ -90,8 +90,8 @@ def check_leak(case: Case) -> None:
     assert encoder is not None, "the law looks at `learner.encoder`, and there is none"
     masks, before = _answers(learner, encoder, case.x, noise, None)
     if not masks:
-        assert learner.draw_mask(case.x, noise) is None, "a mask is drawn, but the encoder is never given one: the law sees nothing"
-        return  # nothing is masked: nothing can leak
+        assert learner.draw_mask(case.x, noise) is None, "a mask is drawn, but the encoder is never given one"
+        return
     mask, patches = masks[0], patchify(first(case.x), encoder.patch)
     each = len(mask.masked_ids) // len(patches)  # masks a picture
     for k in range(each):

@@ -36,7 +36,7 @@ def parts(pictures: Pictures, val: Pictures | None, name: str, seed: int) -> tup
         if val.labels is None or val.classes is None or pictures.classes is None:
             raise Refused("the pictures to judge by (--val) have no labels: put each class in a folder of its own, or give --labels FILE.csv")
         val.labels = aligned(val.source, pictures.classes)
-        unknown = int((val.source.labels >= 0).sum() - (val.labels >= 0).sum())  # type: ignore[operator]
+        unknown = int((val.source.labels >= 0).sum() - (val.labels >= 0).sum())  # type: ignore[operator, union-attr]
         if unknown:
             print(f"warning: {unknown:,} pictures of --val are of classes that {name} does not have: they are left out")
         judged = np.flatnonzero(val.labels >= 0).tolist()
