@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks of the tests are tiny: a second thread costs more than it gives
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("UNMASK_DATA", ROOT.parent / "shared" / "data"))
 GOLDEN = Path(os.environ.get("UNMASK_GOLDEN", ROOT / "tests" / "golden"))
