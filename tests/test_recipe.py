@@ -48,7 +48,7 @@ class Mine:
 
 
 def test_somebody_elses_instance_is_found_again_by_its_file():
-    assert name_of(Mine()) == f"{__file__}:Mine"
+    assert name_of(Mine()) in (f"{__file__}:Mine", f"{__name__}:Mine")
 
 
 def test_another_method_above_a_file_leaves_the_settings_of_its_own_method(tmp_path):
