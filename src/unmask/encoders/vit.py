@@ -70,8 +70,6 @@ class ViT(nn.Module):
         x, rope = placed if isinstance(placed, tuple) else (placed, None)
         prefix = self.trunk.num_prefix_tokens
         if mask is not None and self.hides == "drop":
-            if mask.weight is not None:
-                raise ValueError("an encoder that drops patches takes no padded mask: fill its rows up (Block(exact=True)) or hide by a token")
             visible = mask.visible(x[:, prefix:])  # (B, V, D)
             x = torch.cat([mask.fold(x[:, :prefix]), visible], dim=1)  # (B, P + V, D)
             rope = None if rope is None else self.visible_rope(rope, mask)
