@@ -224,10 +224,9 @@ def _next(run: Run) -> list[tuple[str, str]]:
 
 
 def _compare(runs: dict[str, Run]) -> list[tuple[str, str]]:
-    first = next(iter(runs.values()))
-    folders = " ".join(shlex.quote(str(run.folder)) for run in runs.values())
-    data = shlex.quote(str(first.config.get("data") or "DATA"))
-    return [("One protocol for all of them, with the random encoder and pixel statistics beside (needs labels):", f"unmask compare {data} {folders}")]
+    data = shlex.quote(str(next(iter(runs.values())).config.get("data") or "DATA"))
+    lines = [f"unmask evaluate knn {shlex.quote(str(run.folder))} {data}" for run in runs.values()]
+    return [("One protocol for all of them (needs labels):", line) if i == 0 else ("", line) for i, line in enumerate(lines)]
 
 
 def _differences(runs: dict[str, Run]) -> str:
