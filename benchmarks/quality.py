@@ -191,7 +191,8 @@ def finish(name: str, run: Path, train: Path, val: Path | None, settings: dict[s
     start = time.perf_counter()
     rows = [row for found in features_of(words, run, train, val, settings) for row in protocols(*found, words.seed)]
     words.out.mkdir(parents=True, exist_ok=True)
-    unmask.reconstruct(run, str(val or train), out=str(words.out / f"{name}.png"))
+    count = 8 if max(settings["img_size"]) <= 32 else 4  # so that the picture stays small
+    unmask.reconstruct(run, str(val or train), out=str(words.out / f"{name}.png"), count=count)
     show(rows)
     said = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     result = {"settings": {"method": "mae", "data": words.data} | said, "machine": machine(device)}
