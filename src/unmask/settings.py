@@ -114,7 +114,7 @@ class Trunk:
     heads: int | None = None  # another number of attention heads
     img_size: tuple[int, int] | None = None  # height and width of the input (one number: square)
     in_chans: int | None = None  # channels of the input; not given: what the data has
-    init: str | None = None  # start from these weights: a run, an encoder or checkpoint file, a Hugging Face folder
+    init: str | None = None  # start from these weights: a run, an encoder or checkpoint file, timm:NAME
     activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more time
 
     def __post_init__(self):
