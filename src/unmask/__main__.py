@@ -4,4 +4,5 @@ import sys
 
 from unmask.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # the processes of `--devices 2` import this file too
+    sys.exit(main())
