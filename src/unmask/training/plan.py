@@ -168,7 +168,7 @@ def sized(recipe: Recipe, learner: Learner) -> tuple[Recipe, list[str]]:
 
 
 def pace(learner: Learner, pictures: Pictures, train: Any, workers: int) -> Pace:
-    """How long an optimiser step will take: a few pictures are read, and computed twice on a copy of the learner."""
+    """How long an optimiser step will take: a few pictures are read, and computed a few times on a copy of the learner."""
     parts, device = train.accumulate * train.devices * train.nodes, train.accelerator
     few = min(max(train.batch_size // parts, 1), TRIAL)
     begin = time.perf_counter()
@@ -179,13 +179,15 @@ def pace(learner: Learner, pictures: Pictures, train: Any, workers: int) -> Pace
     x = pictures.finish(batch, device)
     noise = seeds.uniform((few, learner.draws(x)), train.seed, "pace").to(device)
     half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(train.precision)
-    for _ in range(2):  # the second is timed
+    times: list[float] = []
+    while len(times) < 2 or (len(times) < 4 and sum(times) < 10):  # the first, which is not counted, warms up
         begin = time.perf_counter()
         with torch.autocast(device, half, enabled=half is not None):
             loss = trial(x, noise)["loss"]
         loss.backward()
         loss.item()
-    compute = (time.perf_counter() - begin) / few
+        times.append(time.perf_counter() - begin)
+    compute = sorted(times[1:])[len(times[1:]) // 2] / few
     memory = torch.cuda.max_memory_allocated() / few if device == "cuda" else 0.0
     if device == "cpu":  # workers take from the cores that compute
         each = compute + read / (cores() if workers else 1)
