@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from unmask import cli
 from unmask.errors import Failed, Refused
 from unmask.recipe import settle
-from unmask.training import plan, start
+from unmask.training import start
 
 FEW = {"model": "vit_tiny_patch16_224", "width": 32, "depth": 2, "heads": 2, "patch_size": 8, "batch_size": 8, "accelerator": "cpu", "workers": 0}
 FEW |= {"method.decoder_width": 32, "method.decoder_depth": 1, "monitor_every": 1000}
@@ -225,43 +225,6 @@ def test_time_chooses_the_steps(data, tmp_path):
     out = begin(data, tmp_path / "run", steps=None, time="3s")
     assert len(steps_of(out)) >= 1 and "fits into 3 s" in (out / "log.txt").read_text()
     assert "time: null" in (out / "config.yaml").read_text()
-
-
-def choice(data: Path, size: int = 224, count: int = 1000, **said):
-    source_format = start.survey(start.open_source(str(data)))
-    from dataclasses import replace
-
-    recipe = settle("mae", str(data), None, said)
-    return plan.choose(recipe, count, replace(source_format, size=(size, size)))
-
-
-def test_what_nobody_said_is_chosen_with_a_reason(data):
-    recipe, said = choice(data, accelerator="cpu")
-    assert recipe.trunk.img_size == (64, 64) and recipe.trunk.patch_size == 8 and recipe.trunk.depth == 6
-    assert recipe.train.batch_size == 128 and recipe.train.steps * 128 == pytest.approx(200_000, rel=0.01)
-    assert all(any(line.startswith(word) for line in said) for word in ("accelerator", "img_size", "patch_size", "model", "batch_size", "epochs", "precision", "workers"))
-    recipe, _ = choice(data, size=32, accelerator="cpu")
-    assert recipe.trunk.img_size == (32, 32) and recipe.trunk.patch_size == 4
-    recipe, _ = choice(data, accelerator="cpu", model="vit_base_patch16_224")
-    assert recipe.trunk.img_size == (224, 224) and recipe.trunk.patch_size is None
-    recipe, _ = choice(data, accelerator="cpu", epochs=10, batch_size=50, base_lr=1e-3)
-    assert recipe.train.steps == 200 and recipe.train.base_lr == 1e-3
-
-
-def test_an_hour_at_most_where_nobody_said_how_long(data):
-    recipe, _ = choice(data, accelerator="cpu")
-    slow, said = plan.paced(recipe, plan.Pace(60.0, 32))
-    assert slow.train.steps == 60 and any("an hour" in line for line in said)
-    told, _ = choice(data, accelerator="cpu", epochs=100)
-    assert plan.paced(told, plan.Pace(60.0, 32))[0].train.steps == told.train.steps
-
-
-def test_a_batch_is_cut_to_fit_the_memory(data):
-    recipe, _ = choice(data, accelerator="cpu", batch_size=64)
-    assert plan.fitting(recipe.train, 1e9, 1e12, False) == (recipe.train, [])
-    cut, said = plan.fitting(recipe.train, 1e9, 40e9, False)
-    assert cut.accumulate == 2 and "accumulate 2" in said[0]
-    assert plan.fitting(recipe.train, 1e9, 40e9, True) == (recipe.train, [])
 
 
 def tiffs(folder: Path) -> dict:

@@ -1,0 +1,67 @@
+"""What nobody said is chosen for the data and the machine, each choice with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unmask.errors import Refused
+from unmask.recipe import settle
+from unmask.training import plan, start
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "x.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8))
+    return path
+
+
+def choice(data: Path, size: int = 224, count: int = 1000, **said):
+    source_format = start.survey(start.open_source(str(data)))
+    recipe = settle("mae", str(data), None, said)
+    return plan.choose(recipe, count, replace(source_format, size=(size, size)))
+
+
+def test_what_nobody_said_is_chosen_with_a_reason(data):
+    recipe, said = choice(data, accelerator="cpu")
+    assert recipe.trunk.img_size == (64, 64) and recipe.trunk.patch_size == 8 and recipe.trunk.depth == 6
+    assert recipe.train.batch_size == 128 and recipe.train.steps * 128 == pytest.approx(200_000, rel=0.01)
+    assert all(any(line.startswith(word) for line in said) for word in ("accelerator", "img_size", "patch_size", "model", "batch_size", "epochs", "precision", "workers"))
+    recipe, _ = choice(data, size=32, accelerator="cpu")
+    assert recipe.trunk.img_size == (32, 32) and recipe.trunk.patch_size == 4
+    recipe, _ = choice(data, accelerator="cpu", model="vit_base_patch16_224")
+    assert recipe.trunk.img_size == (224, 224) and recipe.trunk.patch_size is None
+    recipe, _ = choice(data, accelerator="cpu", epochs=10, batch_size=50, base_lr=1e-3)
+    assert recipe.train.steps == 200 and recipe.train.base_lr == 1e-3
+
+
+def test_an_hour_at_most_where_nobody_said_how_long(data):
+    recipe, _ = choice(data, accelerator="cpu")
+    slow, said = plan.paced(recipe, plan.Pace(60.0, 32))
+    assert slow.train.steps == 60 and any("an hour" in line for line in said)
+    told, _ = choice(data, accelerator="cpu", epochs=100)
+    assert plan.paced(told, plan.Pace(60.0, 32))[0].train.steps == told.train.steps
+
+
+def test_a_batch_is_cut_to_fit_the_memory(data):
+    recipe, _ = choice(data, accelerator="cpu", batch_size=64)
+    assert plan.fitting(recipe.train, 1e9, 1e12, False) == (recipe.train, [])
+    cut, said = plan.fitting(recipe.train, 1e9, 40e9, False)
+    assert cut.accumulate == 2 and "accumulate 2" in said[0]
+    assert plan.fitting(recipe.train, 1e9, 40e9, True) == (recipe.train, [])
+
+
+def test_a_batch_that_cannot_be_split_is_refused_before_anything_is_built(data):
+    with pytest.raises(Refused, match="batch_size 50 cannot be split"):
+        choice(data, accelerator="cpu", batch_size=50, accumulate=4)
+
+
+def test_precision_is_what_the_hardware_is_fast_at(data, monkeypatch):
+    assert choice(data, accelerator="cpu", precision="bf16-mixed")[0].train.precision == "bf16-mixed"
+    for amx, wanted in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(plan.torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        assert choice(data, accelerator="cpu")[0].train.precision == wanted
