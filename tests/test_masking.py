@@ -52,7 +52,8 @@ def test_exact_blocks_fill_up_at_random():
 def test_blocks_find_room_on_any_grid(grid):
     strategy = Block(0.5)
     mask = strategy(grid, torch.rand(200, strategy.draws(grid)))
-    assert mask.map.any(1).all() and mask.map.float().mean() > 0.35
+    empty = (~mask.map.any(1)).float().mean()  # ten tries in vain end a mask: on a narrow grid that happens before the first block, too
+    assert empty < 0.05 and mask.map.float().mean() > 0.35
 
 
 def test_budgets_may_differ_by_row():
