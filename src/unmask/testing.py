@@ -1,7 +1,6 @@
 """The laws as functions, for parts of your own: each returns nothing, or raises an AssertionError that says what is wrong.
 
-    def test_my_method():
-        unmask.testing.check_method(MyMethod())
+    def test_my_method(): unmask.testing.check_method(MyMethod())
 
 `check_method` runs every law of a method; `check_masking` and `check_target` are the contracts of its parts. All sizes
 are tiny: a law takes about a second on one core, that of two processes ten.
@@ -89,8 +88,8 @@ def check_leak(case: Case) -> None:
     encoder, noise = dict(learner.named_children()).get("encoder"), case.noise(learner)
     assert encoder is not None, "the law looks at `learner.encoder`, and there is none"
     masks, before = _answers(learner, encoder, case.x, noise, None)
+    assert masks or learner.draw_mask(case.x, noise) is None, "a mask is drawn, but the encoder is never given one"
     if not masks:
-        assert learner.draw_mask(case.x, noise) is None, "a mask is drawn, but the encoder is never given one"
         return
     mask, patches = masks[0], patchify(first(case.x), encoder.patch)
     each = len(mask.masked_ids) // len(patches)  # masks a picture
