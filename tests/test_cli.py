@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from unmask import cli
+from unmask.commands import Command
 
 HEAVY = {"torch", "numpy", "timm", "PIL", "lightning", "matplotlib", "rich"}
 
@@ -110,7 +111,7 @@ def test_it_starts_fast():
 
 def test_words_of_pretrain_may_come_in_any_order(monkeypatch, photos, tmp_path):
     seen = []
-    monkeypatch.setitem(cli.COMMANDS, "pretrain", cli.Command("", "", lambda *words, **values: seen.append((words, values)), cli.COMMANDS["pretrain"].settings))
+    monkeypatch.setitem(cli.COMMANDS, "pretrain", Command("", "", lambda *words, **values: seen.append((words, values)), cli.COMMANDS["pretrain"].settings))
     config = tmp_path / "c.yaml"
     config.write_text("method: mae\ndata: pics\nmethod.mask_ratio: 0.5\n")
     for words in (
@@ -133,7 +134,7 @@ def test_a_stop_and_a_full_disk_end_in_one_line(monkeypatch, capsys):
         def stop(raised=error):
             raise raised
 
-        monkeypatch.setitem(cli.COMMANDS, "methods", cli.Command("", "", stop))
+        monkeypatch.setitem(cli.COMMANDS, "methods", Command("", "", stop))
         assert cli.main(["methods"]) == code
         assert capsys.readouterr().err.strip() == f"unmask: {said}"
 

@@ -14,7 +14,7 @@ ROOT = Path(unmask.__file__).parent
 ORDER = [  # the tree of the design, in reading order; inside a package only circles are forbidden
     *("errors", "settings", "options", "seeds", "patches", "mask", "masking", "encoders", "decoders", "losses", "tokenizers", "interchange"),
     *("targets", "model", "methods", "load", "recipe", "data", "optim", "run", "evaluation", "visualize", "training", "transfer", "compare"),
-    *("verbs", "api", "quickstart", "testing", "cli", "__main__"),
+    *("api", "quickstart", "testing", "commands", "cli", "__main__"),
 ]
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 
@@ -65,7 +65,7 @@ def test_a_method_imports_no_other_method():
             assert not [other for other in imported(path) if other[0] == "methods"], path.name
 
 
-LIGHT = ("", ".errors", ".settings", ".options", ".verbs", ".recipe", ".methods", ".methods.statement", ".encoders.names", ".cli", ".api")
+LIGHT = ("", ".errors", ".settings", ".options", ".recipe", ".methods", ".methods.statement", ".encoders.names", ".api", ".commands", ".cli")
 
 
 def test_asking_imports_no_torch():

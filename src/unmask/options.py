@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import math
 import re
+import sys
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ class Group:
 
     title: str
     cls: type
-    file: Path = Path(settings.__file__)
+    file: Path | None = None  # not given: the class's own
     prefix: str = ""
     base: Any = None  # an instance, such as the paper's Train; not given: the class's own defaults
 
@@ -159,7 +160,7 @@ class Group:
         import io
         import tokenize
 
-        text = self.file.read_text(encoding="utf-8")
+        text = (self.file or Path(sys.modules[self.cls.__module__].__file__ or "")).read_text("utf-8")
         lines = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT}
         body = next(n for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and n.name == self.cls.__name__).body
         named = [(n.target.id, n.end_lineno or 0) for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]

@@ -56,7 +56,7 @@ def absolute(word: str | None) -> str | None:
 
 def method_groups(method: Any) -> list[Group]:
     """The settings that a method brings: the paper's training and views, and its own fields (of its name, place or an instance)."""
-    cls, base, file = type(method), method, Path(settings.__file__)
+    cls, base, file = type(method), method, None
     if isinstance(method, str):
         cls, base, file = known(method), None, source_file(place(method)[0])
     paper = [Group("training", Train, base=cls.paper), Group("views of a picture while it trains", Views, prefix="views.", base=cls.views)]

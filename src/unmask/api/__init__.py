@@ -1,0 +1,12 @@
+"""The verbs in Python: each does what its command does (`unmask VERB --help`) and takes the same settings by the same names.
+
+A name with a dot is given as `**{"method.mask_ratio": 0.6}`. What can be refused without torch is refused before torch is imported.
+"""
+
+from unmask.api.give import export, load_encoder, load_transform
+from unmask.api.measure import embed, evaluate
+from unmask.api.see import inspect, reconstruct, report, show_encoder, show_mask, show_views
+from unmask.api.train import pretrain, resume
+
+__all__ = ["embed", "evaluate", "export", "inspect", "load_encoder", "load_transform", "pretrain"]
+__all__ += ["reconstruct", "report", "resume", "show_encoder", "show_mask", "show_views"]

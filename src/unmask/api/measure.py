@@ -1,0 +1,99 @@
+"""Measure a frozen encoder, and write its features down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from unmask.api.asked import Look, check_data, settings_of, sight_of
+from unmask.errors import Refused
+from unmask.interchange.naming import identify
+from unmask.settings import within
+
+
+@dataclass(frozen=True)
+class Measure:
+    """On which labelled pictures an encoder is measured."""
+
+    val: str | None = None  # labelled pictures to judge by; not given: a fifth of DATA, kept apart
+    labels: str | None = None  # CSV with columns path and label, for DATA and --val; class folders are used without it
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest-neighbour protocol."""
+
+    k: int = 20  # neighbours that vote
+    temperature: float = 0.07  # a vote weighs exp(cosine / temperature)
+    pooling: Literal["auto", "cls", "avg", "cls+avg"] = "auto"  # what a picture's features are; auto: the class token where there is one
+
+    def __post_init__(self):
+        within(self, "k", 1)
+        within(self, "temperature", 0, above=True)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The linear probe."""
+
+    paper: bool = False  # MAE's own protocol (LARS, BatchNorm without affine, 90 epochs) instead of the sweep of rates and poolings
+    epochs: int | None = None  # passes over the features; not given: 100, with --paper 90
+    pooling: Literal["auto", "cls", "avg", "cls+avg"] = "auto"  # what a picture's features are; auto: the best one on a held-out part
+
+    def __post_init__(self):
+        within(self, "epochs", 1)
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Where features go."""
+
+    out: str = "features.npz"  # .npz (NumPy) or .parquet: features, paths, and labels where known
+    labels: str | None = None  # CSV with columns path and label; class folders are used without it
+    pooling: Literal["auto", "cls", "avg", "cls+avg"] = "auto"  # what a picture's features are; auto: the class token where there is one
+
+
+def evaluate(protocol: str, encoder: str | Path, data: Any, **settings: Any) -> dict[str, Any]:
+    """Measure a frozen encoder on labelled pictures by `knn` or `linear`; the figures, which a run also keeps in evaluations.jsonl."""
+    own = {"knn": Neighbours, "linear": Linear}
+    if protocol not in own:
+        raise Refused(f"evaluate wants one of {', '.join(own)}, got '{protocol}'")
+    look, asked, how = settings_of((Look, Measure, own[protocol]), settings)
+    identify(encoder)
+    for words in (data, asked.val):
+        check_data(words)
+    from unmask.evaluation.measure import measure
+
+    opened, pictures, sight = sight_of(encoder, data, look, asked.labels)
+    val = sight_of(encoder, asked.val, look, asked.labels, opened)[1] if asked.val is not None else None
+    row = measure(protocol, opened, pictures, val, name=str(data), seed=look.seed, **sight, **vars(how))
+    row = {"encoder": str(encoder), "random": look.random, **row}
+    if (Path(encoder) / "config.yaml").is_file():
+        from unmask.run.folder import RunFolder
+
+        RunFolder.open(Path(encoder)).evaluation(row)
+    low, high = row["interval"]
+    who = "the random encoder" if look.random else str(encoder)
+    print(f"{row['protocol']} of {who}: {row['top1']:.1f} % (95 % interval {low:.1f} to {high:.1f}), largest class {row['majority']:.1f} %")
+    return row
+
+
+def embed(encoder: str | Path, images: Any, **settings: Any) -> Path:
+    """Write the features of pictures with their paths, and labels where known, to .npz or .parquet; the file's path."""
+    look, asked = settings_of((Look, Embed), settings)
+    out = Path(asked.out)
+    if out.suffix not in (".npz", ".parquet"):
+        raise Refused(f"--out {out} must end in .npz or .parquet")
+    identify(encoder)
+    check_data(images)
+    from unmask.evaluation import files
+    from unmask.evaluation.features import extract
+
+    opened, pictures, sight = sight_of(encoder, images, look, asked.labels)
+    table = extract(opened, pictures, **sight)
+    pooling = table.poolings[0] if asked.pooling == "auto" else asked.pooling
+    files.write(table, pooling, pictures.classes, out)
+    skipped = f", {table.skipped} unreadable left out" if table.skipped else ""
+    print(f"{out}: {len(table)} rows of {table.of(pooling).shape[1]} features ({pooling}){skipped}")
+    return out

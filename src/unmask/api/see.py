@@ -1,0 +1,181 @@
+"""Look: at what a run imagines, at what an encoder sees, at data, masks and runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from unmask.api.asked import Look, check_data, first_of, settings_of, sight_of, written
+from unmask.errors import Refused
+from unmask.interchange.naming import identify
+from unmask.settings import Ratio, Views, within
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """A drawing of what a run imagines."""
+
+    out: str = "reconstruction.png"  # the picture to write
+    statistics: Literal["visible", "truth"] = "visible"  # brightness of hidden patches: estimated from what is visible, or given away
+    mask_ratio: Ratio | None = None  # share of patches hidden; not given: the run's own
+    img_size: tuple[int, int] | None = None  # height and width of the input (one number: square); not given: the run's own
+    count: int = 8  # pictures drawn at most
+    seed: int = 0  # of the masks
+
+    def __post_init__(self):
+        within(self, "img_size count", 1)
+        within(self, "seed", 0)
+
+
+@dataclass(frozen=True)
+class ShowEncoder:
+    """A drawing of what an encoder sees."""
+
+    count: int = 8  # pictures drawn at most
+    out: str | None = None  # the picture to write; not given: show-attention.png or show-features.png here
+
+    def __post_init__(self):
+        within(self, "count", 1)
+
+
+@dataclass(frozen=True)
+class ShowMask:
+    """A drawing of a masking strategy."""
+
+    mask_ratio: Ratio | None = None  # share of patches hidden; not given: the strategy's own
+    grid: tuple[int, int] = (14, 14)  # patches down and across
+    picture: str | None = None  # a picture under the masks
+    count: int = 8  # masks drawn
+    seed: int = 0  # of the masks
+    out: str = "show-mask.png"  # the picture to write
+
+    def __post_init__(self):
+        within(self, "grid count", 1)
+        within(self, "seed", 0)
+
+
+@dataclass(frozen=True)
+class ShowViews:
+    """A drawing of training crops."""
+
+    img_size: tuple[int, int] = (224, 224)  # height and width of the crops (one number: square)
+    count: int = 6  # pictures, one a row
+    epochs: int = 6  # crops of each, as in that many passes over the data
+    seed: int = 0  # of the crops
+    out: str = "show-views.png"  # the picture to write
+
+    def __post_init__(self):
+        within(self, "img_size count epochs", 1)
+        within(self, "seed", 0)
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """A check of pictures before they train."""
+
+    labels: str | None = None  # CSV with columns path and label; class folders are used without it
+    tile: int | None = None  # look at a window of this side of pictures beyond Pillow's size limit
+    workers: int | None = None  # pictures that are read at once; not given: chosen for the machine
+
+    def __post_init__(self):
+        within(self, "tile workers", 1)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the page goes."""
+
+    out: str | None = None  # the file to write; not given: report.html in the run, or here for several
+
+
+def reconstruct(run: str | Path, images: Any, **settings: Any) -> Path:
+    """Draw original, masked, prediction and error of pictures; the path of the drawing."""
+    (asked,) = settings_of((Reconstruct,), settings)
+    identify(run)
+    check_data(images)
+    from unmask.load import load
+    from unmask.model import MaskedModel
+    from unmask.visualize.reconstruction import grid
+
+    learner = load(run)
+    if isinstance(learner, MaskedModel) and learner.masking is not None:
+        if asked.mask_ratio is not None:
+            learner.masking.ratio = asked.mask_ratio
+        learner.masking.prepare(1.0, 0.5)  # of a schedule the ratio at the end, of a range the middle
+    look = Look(img_size=asked.img_size, seed=asked.seed, workers=0)
+    _, pictures, _ = sight_of(run, images, look, None)
+    x, names = first_of(pictures, asked.count)
+    grid(learner, x, names, mean=pictures.format.mean, std=pictures.format.std, statistics=asked.statistics, seed=asked.seed, out=asked.out)
+    return written(asked.out)
+
+
+def show_encoder(kind: str, encoder: str | Path, images: Any, **settings: Any) -> Path:
+    """Draw where an encoder looks (`attention`) or its patch features as colours (`features`); the path of the drawing."""
+    look, asked = settings_of((Look, ShowEncoder), settings)
+    identify(encoder)
+    check_data(images)
+    from unmask.visualize import attention
+
+    opened, pictures, _ = sight_of(encoder, images, look, None)
+    x, names = first_of(pictures, asked.count)
+    out = asked.out or f"show-{kind}.png"
+    draw = {"attention": attention.show_attention, "features": attention.show_features}[kind]
+    draw(opened.model, x, names, mean=pictures.format.mean, std=pictures.format.std, out=out)
+    return written(out)
+
+
+def show_mask(strategy: str, **settings: Any) -> Path:
+    """Draw a masking strategy and its law; the path of the picture."""
+    (asked,) = settings_of((ShowMask,), settings)
+    if asked.picture is not None and not Path(asked.picture).is_file():
+        raise Refused(f"--picture: there is no file {asked.picture}")
+    from PIL import Image
+
+    from unmask.visualize.masks import show
+
+    picture = Image.open(asked.picture) if asked.picture is not None else None
+    ratio = str(asked.mask_ratio) if asked.mask_ratio is not None else None
+    show(strategy, ratio=ratio, grid=asked.grid, picture=picture, count=asked.count, seed=asked.seed, out=asked.out)
+    return written(asked.out)
+
+
+def show_views(data: Any, **settings: Any) -> Path:
+    """Draw training crops of pictures; the path of the drawing."""
+    (asked,) = settings_of((ShowViews,), settings)
+    check_data(data)
+    from unmask.data.loader import Pictures
+    from unmask.data.sources import open_source
+    from unmask.data.statistics import survey
+    from unmask.visualize.views import show
+
+    source = open_source(data)
+    rows = min(asked.count, len(source))
+    show(Pictures(source, survey(source, seed=asked.seed), Views(), asked.img_size, asked.seed), [i * len(source) // rows for i in range(rows)], asked.epochs, out=asked.out)
+    return written(asked.out)
+
+
+def inspect(data: Any, **settings: Any) -> dict[str, Any]:
+    """Count and check pictures: sizes, channels, statistics, bad files, constant pictures, duplicates; the findings."""
+    (asked,) = settings_of((Inspect,), settings)
+    check_data(data)
+    from unmask.data import inspect
+
+    def told(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done:,} of {total:,}", end="" if done < total else "\r\033[K", file=sys.stderr, flush=True)
+
+    found = inspect.inspect(data, progress=told, **vars(asked))
+    print("\n".join(inspect.lines(found)))
+    return found
+
+
+def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Write report.html about one run, or about several side by side; its path."""
+    from unmask.visualize.report import write
+
+    path = write([runs] if isinstance(runs, str | Path) else runs, out)
+    print(path)
+    return path

@@ -1,0 +1,55 @@
+"""Pre-train, and go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unmask.api.asked import check_data
+from unmask.encoders import names
+from unmask.errors import Refused
+from unmask.interchange.naming import identify
+from unmask.recipe import Recipe, settle
+
+
+def pretrain(method: Any = None, data: Any = None, out: str | Path | None = None, *, config: str | Path | None = None, **settings: Any) -> Path:
+    """Pre-train an encoder on pictures; the path of the run folder.
+
+    `method` is a name, `my_method.py:Name` or an instance such as `unmask.methods.MAE(mask_ratio=0.6)`; `data` a path or
+    whatever else DATA may be, also a torch Dataset; `config` a YAML file of settings, above which the others go.
+    """
+    recipe = settle(method, data, config, settings)
+    if out is None:
+        raise Refused("pretrain wants out, the folder to make (--out RUN)")
+    _refuse(recipe, Path(out))
+    from unmask.training.start import begin
+
+    return begin(recipe, Path(out))
+
+
+def resume(run: str | Path, *, data: Any = None, force: bool = False, **settings: Any) -> Path:
+    """Go on exactly where a run stopped; the path of the run folder. Settings that change the result want `force`.
+
+    `data` is wanted again only where the run was given something else than a path.
+    """
+    config = Path(run) / "config.yaml"
+    if not config.is_file():
+        raise Refused(f"{run} is no run folder: there is no config.yaml in it")
+    settle(None, None, config, settings)
+    from unmask.training.start import again
+
+    return again(Path(run), force, settings | ({} if data is None else {"data": data}))
+
+
+def _refuse(recipe: Recipe, out: Path) -> None:
+    """Refuse without torch what can be refused: data, a folder that is taken, names and files that do not exist."""
+    from unmask.run import folder
+
+    check_data(recipe.data)
+    folder.refuse_taken(out)
+    if recipe.trunk.model is not None:
+        names.check(recipe.trunk.model)
+    if recipe.trunk.init is not None:
+        identify(recipe.trunk.init)
+    if recipe.input.labels is not None and not Path(recipe.input.labels).is_file():
+        raise Refused(f"--labels: there is no file {recipe.input.labels}")
