@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from PIL import Image
 from torch import nn
 
 from unmask.data.loader import Pictures
@@ -14,7 +13,7 @@ from unmask.data.statistics import Format
 from unmask.errors import Refused
 from unmask.evaluation.features import FeatureTable, extract, pixel_statistics, pool, split
 from unmask.evaluation.probe import descend
-from unmask.interchange.encoder import load_encoder, load_transform
+from unmask.interchange.encoder import load_encoder
 from unmask.settings import Views
 
 SIZE = (32, 32)
@@ -53,18 +52,6 @@ def test_bad_pictures_have_no_row_and_are_counted(few, encoder):
     part = extract(encoder, seen, indices=[3, 0])
     torch.testing.assert_close(part.of("avg"), table.of("avg")[[table.names.index(name) for name in part.names]], rtol=1e-4, atol=1e-5)
     assert pixel_statistics(seen).of("pixels").shape == (12, 6)
-
-
-@pytest.mark.parametrize("size", [(32, 32), (24, 40), (240, 240)])
-def test_transform_equals_what_evaluation_sees(size, few, encoder):
-    for wanted in (load_encoder("random:vit_tiny_patch16_224", img_size=size, patch_size=8), encoder):
-        seen = pictures(few, wanted)
-        transform = load_transform(wanted)
-        for x, _, names in seen.still_batches(4, indices=[0, 1, 5]):
-            for row, name in zip(x, names):
-                path = name if name.startswith("/") else few / name
-                with Image.open(path) as picture:
-                    torch.testing.assert_close(transform(picture), row, rtol=1e-5, atol=1e-5)
 
 
 def test_no_labels_is_said_and_the_pooling_is_named():

@@ -8,13 +8,12 @@ import pickle
 import pytest
 import timm
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 from unmask.encoders.build import build, create_trunk
 from unmask.encoders.vit import fix_places, mae_init
 from unmask.errors import Refused
-from unmask.interchange.encoder import load_encoder, load_transform, resize, save_encoder
+from unmask.interchange.encoder import load_encoder, resize, save_encoder
 from unmask.interchange.timm import photograph
 
 SMALL = {"width": 48, "depth": 2, "heads": 3}
@@ -187,15 +186,3 @@ def test_missing_weights_are_named(run, tmp_path):
     save_file(state, tmp_path / "encoder.safetensors", words | {"format": "99"})
     with pytest.raises(Refused, match="update unmask"):
         load_encoder(tmp_path)
-
-
-def test_transform_gives_what_the_encoder_was_trained_on(run):
-    encoder = load_encoder(run)
-    picture = Image.effect_mandelbrot((90, 70), (-2, -1.5, 1, 1.5), 50)  # grey
-    x = load_transform(encoder)(picture)
-    assert x.shape == (3, 48, 32) and x.dtype == torch.float32
-    assert torch.allclose(x[0] * 0.2 + 0.4, x[1] * 0.2 + 0.5, atol=1e-6)
-    with pytest.raises(Refused, match="no mean and std"):
-        load_transform(load_encoder("random:vit_tiny_patch16_224", in_chans=1))
-    with pytest.raises(Refused, match="5 channels"):
-        load_transform(load_encoder("random:vit_tiny_patch16_224", in_chans=5))

@@ -27,10 +27,14 @@ def load_encoder(name: str | Path, **settings: Any) -> Any:
 
 
 def load_transform(name: str | Path, **settings: Any) -> Any:
-    """The preprocessing that belongs to an ENCODER: a torchvision transform of one PIL picture."""
-    from unmask.interchange import encoder
+    """The preprocessing that belongs to an ENCODER: one picture (path, Pillow image, array in stored units) to the input (C, H, W).
 
-    return encoder.load_transform(encoder.load_encoder(name, **settings))
+    Exactly what `unmask evaluate` and `unmask embed` do. `settings`: those of `load_encoder`.
+    """
+    from unmask.data.transform import Transform
+    from unmask.interchange.encoder import load_encoder
+
+    return Transform(load_encoder(name, **settings))
 
 
 def export(run: str | Path, out: str | Path | None = None, to: str = "timm") -> dict[str, Any]:

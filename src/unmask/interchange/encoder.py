@@ -1,4 +1,4 @@
-"""ENCODER, the word that everything after pre-training takes, to a timm model that never masks, and its preprocessing."""
+"""ENCODER, the word that everything after pre-training takes, to a timm model that never masks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from typing import Any
 
 import timm
 import torch
-from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from unmask import seeds
 from unmask.encoders.build import FAMILIES, create_trunk
@@ -28,7 +26,7 @@ from unmask.interchange.timm import Encoder, describe, rebuild, save_encoder
 from unmask.patches import resize_places, sincos
 from unmask.settings import FORMAT
 
-__all__ = ["Encoder", "describe", "load_encoder", "load_transform", "save_encoder"]
+__all__ = ["Encoder", "describe", "load_encoder", "save_encoder"]
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 PUBLISHED = {768: "vit_base_patch16_224", 1024: "vit_large_patch16_224", 1280: "vit_huge_patch14_224"}  # width of an official MAE file: its network
@@ -246,51 +244,3 @@ def _reachable(name: str, own: Any) -> None:
     except Exception as error:  # the hub's client raises its own, httpx's and the system's errors, in every version others
         said = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise Refused(f"the weights of timm:{name} are not on this machine and the Hugging Face hub does not give them ({said})") from None
-
-
-class Centre(nn.Module):
-    """A PIL picture resized to cover 1/.875 of the input (above 224 pixels: the input itself), and its centre cut out.
-
-    What MAE and the field evaluate with; a picture that already has the input's size is taken as it is.
-    """
-
-    def __init__(self, img_size: tuple[int, int], in_chans: int):
-        super().__init__()
-        self.height, self.width = img_size
-        self.in_chans = in_chans
-
-    def forward(self, picture: Image.Image) -> Image.Image:
-        """The picture of (height, width), as grey or as colour."""
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode not in ("L", "RGB"):
-            picture = picture.convert("L" if picture.mode in ("1", "LA") else "RGB")
-        if picture.size != (self.width, self.height):
-            share = 0.875 if max(self.height, self.width) <= 224 else 1.0
-            w, h = _covering(*picture.size, int(self.width / share), int(self.height / share))
-            left, top = round((w - self.width) / 2), round((h - self.height) / 2)
-            picture = picture.resize((w, h), Image.Resampling.BICUBIC).crop((left, top, left + self.width, top + self.height))
-        return picture.convert("L" if self.in_chans == 1 else "RGB")
-
-
-def _covering(width: int, height: int, least_width: int, least_height: int) -> tuple[int, int]:
-    """The smallest size of the same shape that covers another, whole numbers as torchvision's Resize makes them."""
-    if height * least_width >= width * least_height:  # the width decides
-        return least_width, max(least_height, least_width * height // width)
-    return max(least_width, least_height * width // height), least_height
-
-
-def load_transform(encoder: Encoder) -> v2.Compose:
-    """The preprocessing that evaluation uses, for one 8-bit PIL picture: centre, scale, mean and std; gives (C, H, W) float32."""
-    if encoder.in_chans not in (1, 3) or set(encoder.high) != {255.0}:
-        raise Refused(
-            f"{encoder.source} looks at pictures that Pillow does not hold ({encoder.in_chans} channels, range to {max(encoder.high):g}): use unmask embed"
-        )
-    if encoder.mean is None or encoder.std is None:
-        raise Refused(f"no mean and std are known for {encoder.source} with {encoder.in_chans} channels: they come with a trained encoder")
-    steps = [
-        Centre(encoder.img_size, encoder.in_chans),
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(list(encoder.mean), list(encoder.std)),
-    ]
-    return v2.Compose(steps)

@@ -1,0 +1,65 @@
+"""What evaluation does to one picture, as a transform for code of one's own (`unmask.load_transform` gives it).
+
+It goes the way of `unmask evaluate` and `unmask embed`: opened by `images`, cut by `views.centre_view`, scaled by `views.Finish`.
+So features that are computed outside equal those that were measured.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from unmask.data.images import open_picture
+from unmask.data.quarantine import BadSample
+from unmask.data.statistics import Format
+from unmask.data.views import Finish, centre_view
+from unmask.errors import Refused
+from unmask.interchange.timm import Encoder
+
+
+class Transform:
+    """One picture to the network's input (C, H, W), float32: the centre, scaled by the encoder's range, mean and deviation.
+
+    A picture is a path, a Pillow image, or an array (H, W) or (H, W, C) in the units that the encoder was trained on: uint8 for 8-bit
+    pictures, else whatever the files held (uint16, float32 …), any number of channels. ValueError says why a picture cannot be used.
+    It can be pickled, so a DataLoader's workers take it.
+    """
+
+    def __init__(self, encoder: Encoder):
+        form = format_of(encoder)
+        self.img_size, self.in_chans, self.eight_bit = encoder.img_size, encoder.in_chans, form.eight_bit
+        self.low, self.high, self.mean, self.std = form.low, form.high, form.mean, form.std
+        self._finish = Finish(form.low, form.high, form.mean, form.std, form.eight_bit)
+
+    def __call__(self, picture: str | os.PathLike | np.ndarray | Image.Image) -> Tensor:
+        if not isinstance(picture, str | os.PathLike | np.ndarray | Image.Image):
+            kind = type(picture).__name__
+            raise ValueError(f"a {kind} is no picture: give a path, a Pillow image, or an array (H, W) or (H, W, C) in stored units")
+        raw = os.fspath(picture) if isinstance(picture, os.PathLike) else picture
+        try:
+            x = centre_view(open_picture(raw), self.img_size, self.in_chans, self.eight_bit)  # (C, H, W)
+        except BadSample as error:
+            raise ValueError(f"{raw}: {error}" if isinstance(raw, str) else str(error)) from None
+        return self._finish(x.unsqueeze(0), None, "cpu")[0]
+
+    def __repr__(self) -> str:
+        height, width = self.img_size
+        span = "8-bit" if self.eight_bit else f"range {_short(self.low)} to {_short(self.high)}"
+        return f"Transform({height}x{width}, {self.in_chans} channels, {span}, mean {_short(self.mean)}, std {_short(self.std)})"
+
+
+def format_of(encoder: Encoder) -> Format:
+    """How stored numbers become this encoder's input; Refused where no mean and std are known."""
+    if encoder.mean is None or encoder.std is None:
+        raise Refused(f"no mean and std are known for {encoder.source} with {encoder.in_chans} channels: they come with a trained encoder")
+    low, high = (value * encoder.in_chans if len(value) == 1 else value for value in (encoder.low, encoder.high))
+    return Format(encoder.in_chans, low, high, encoder.mean, encoder.std)
+
+
+def _short(numbers: Any) -> str:
+    shown = " ".join(f"{number:.4g}" for number in numbers[:4])
+    return shown if len(numbers) <= 4 else f"{shown} …"
