@@ -154,6 +154,27 @@ def test_json_is_alone_on_stdout(photos, tmp_path):
     assert row["interval"][0] < 100
 
 
+@pytest.mark.parametrize(("word", "seen"), [("--json", "by a child\n"), ("--quiet", "")])
+def test_processes_that_a_verb_starts_leave_stdout_alone(word, seen, monkeypatch, capfd):
+    """The file descriptor is turned: a child's words go to stderr or nowhere, and stdout is there again afterwards."""
+    verb = Command("", "", lambda: subprocess.run(["echo", "by a child"], check=True) and None)
+    monkeypatch.setitem(cli.COMMANDS, "methods", verb)
+    assert cli.main(["methods", word]) == 0
+    said = capfd.readouterr()
+    assert said.out == ("{}\n" if word == "--json" else "") and said.err == seen
+    os.write(1, b"again")
+    assert capfd.readouterr().out == "again"
+
+
+def test_json_is_alone_with_several_processes(photos, tmp_path):
+    """What the processes of a run print, gloo in C++ among them, does not come between a program and its JSON."""
+    small = "--img_size 32 --patch_size 8 --width 24 --heads 2 --depth 1 --method.decoder_width 16 --method.decoder_depth 1 --method.decoder_heads 1"
+    words = f"{small} --model vit_tiny_patch16_224 --batch_size 4 --steps 2 --workers 0 --accelerator cpu --devices 2"
+    done = run("pretrain", "mae", photos / "train", "--out", tmp_path / "run", *words.split(), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"out": str(tmp_path / "run")} and "finished" in done.stderr
+
+
 def test_no_labels_is_said(photos, tmp_path):
     done = run("evaluate", "knn", "random:vit_tiny_patch16_224", photos / "train" / "a", "--img_size", "32", cwd=tmp_path)
     assert done.returncode == 2 and "label" in done.stderr and "Traceback" not in done.stderr

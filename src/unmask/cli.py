@@ -6,7 +6,6 @@ Exit status: 0 done, 1 failed, 2 wrong usage or an input refused before the firs
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -79,10 +78,22 @@ def answer(words: list[str]) -> int:
 
 @contextlib.contextmanager
 def spoken(json: bool, quiet: bool) -> Iterator[None]:
-    """Where everything but the result goes while the verb works: stdout, stderr or nowhere."""
-    place = io.StringIO() if quiet else sys.stderr if json else sys.stdout
-    with contextlib.redirect_stdout(place):
+    """Where everything but the result goes while the verb works: stdout, stderr or nowhere.
+
+    The file descriptor is turned, not only `sys.stdout`: processes that the verb starts, and libraries in C, write there too.
+    """
+    if not (json or quiet) or sys.__stdout__ is None:  # None: stdout was closed before we began
         yield
+        return
+    with open(os.devnull, "w") if quiet else contextlib.nullcontext(sys.stderr) as place, contextlib.redirect_stdout(place):
+        sys.__stdout__.flush()
+        kept = os.dup(1)
+        os.dup2(place.fileno() if quiet else 2, 1)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 def command_of(words: list[str]) -> tuple[str, list[str]]:

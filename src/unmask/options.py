@@ -213,11 +213,8 @@ def parse(words: list[str], options: Mapping[str, Option]) -> tuple[list[str], d
     parser = Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("words", nargs="*", default=[])
     for option in options.values():
-        if option.flag:
-            parser.add_argument(f"--{option.name}", dest=option.name, action="store_const", const=True)
-            parser.add_argument(f"--no-{option.name}", dest=option.name, action="store_const", const=False)
-        else:
-            parser.add_argument(f"--{option.name}", dest=option.name)
+        how: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if option.flag else {}
+        parser.add_argument(f"--{option.name}", dest=option.name, **how)
     found = vars(parser.parse_intermixed_args(_joined(list(words), options)))
     return found.pop("words"), {name: options[name].read(value) for name, value in found.items()}
 

@@ -92,6 +92,35 @@ def test_levels_make_borders_meet():
     assert (trusted - mean).abs().max() < 0.1
 
 
+@pytest.mark.parametrize(("grid", "shown"), [((14, 14), 49), ((5, 9), 3), ((32, 32), 256)])
+def test_levels_solve_their_equations(grid, shown):
+    """Beside the whole matrix, solved at once: the same to 1e-4, also where patches are neither seen nor predicted."""
+    torch.manual_seed(2)
+    N, (height, width) = grid[0] * grid[1], grid
+    ids = torch.rand(2, N).argsort(1)
+    mask = Mask(ids[:, :shown], ids[:, shown + N // 10 :], grid)
+    values, visible, mean = torch.randn(2, mask.masked_ids.shape[1], 12), torch.randn(2, shown, 12), torch.randn(2, mask.masked_ids.shape[1], 1)
+    found = reconstruction.levels(values, mean, visible, mask, (2, 2))
+    for row in range(2):
+        whole = torch.zeros(N, 3, 2, 2).index_copy(0, mask.visible_ids[row], visible[row].unflatten(-1, (3, 2, 2)))
+        whole = whole.index_copy(0, mask.masked_ids[row], values[row].unflatten(-1, (3, 2, 2))).unflatten(0, grid)
+        hidden = mask.map[row]
+        known = hidden.clone().index_fill(0, mask.visible_ids[row], True)
+        matrix, right = torch.eye(N, dtype=torch.float64), torch.zeros(N, dtype=torch.float64)
+        for at, place in enumerate(mask.masked_ids[row].tolist()):
+            matrix[place, place], right[place] = reconstruction.TRUST, reconstruction.TRUST * mean[row, at, 0]
+        sideways = [(y * width + x, y * width + x + 1, whole[y, x + 1, :, :, 0].mean() - whole[y, x, :, :, -1].mean()) for y in range(height) for x in range(width - 1)]
+        downwards = [(y * width + x, (y + 1) * width + x, whole[y + 1, x, :, 0].mean() - whole[y, x, :, -1].mean()) for y in range(height - 1) for x in range(width)]
+        for a, b, gap in sideways + downwards:
+            for one, other, sign in ((a, b, 1), (b, a, -1)):
+                if known[a] and known[b] and hidden[one]:
+                    matrix[one, one] += 1
+                    matrix[one, other] -= float(hidden[other])
+                    right[one] += sign * gap
+        wanted = torch.linalg.solve(matrix, right)[mask.masked_ids[row]]
+        assert (found[row, :, 0] - wanted).abs().max() < 1e-4 < wanted.abs().max()
+
+
 def test_what_is_seen_is_pasted_and_what_is_neither_is_neither():
     model, x = learner(), pictures(1)
     mask = Mask(torch.arange(6).unsqueeze(0), torch.arange(8, 12).unsqueeze(0), (4, 4))
