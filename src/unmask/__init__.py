@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from unmask.api import inspect as inspect
     from unmask.api import load_encoder as load_encoder
     from unmask.api import load_transform as load_transform
+    from unmask.api.neighbours import neighbours as neighbours
     from unmask.api import pretrain as pretrain
     from unmask.api import reconstruct as reconstruct
     from unmask.api import report as report
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-PLACES = dict.fromkeys(["pretrain", "resume", "evaluate", "reconstruct", "embed", "export", "inspect", "report", "load_encoder", "load_transform"], "unmask.api")
+PLACES = dict.fromkeys(["pretrain", "resume", "evaluate", "reconstruct", "embed", "export", "inspect", "neighbours", "report", "load_encoder", "load_transform"], "unmask.api")
 PLACES |= {"load": "unmask.load", "Refused": "unmask.errors", "Failed": "unmask.errors", "Interrupted": "unmask.errors"}
 __all__ = ["__version__", "methods", *PLACES]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from unmask import api, settings
 from unmask.api import asked, give, measure, see
+from unmask.api.neighbours import Search
 from unmask.encoders import names
 from unmask.errors import Refused
 from unmask.methods import METHODS
@@ -112,6 +113,7 @@ COMMANDS = {
     "evaluate linear": Command("ENCODER DATA", "can a linear map tell the classes from frozen features?", api.evaluate, (*MEASURE, measure.Linear), "linear"),
     "reconstruct": Command("RUN IMAGES…", "draw what the network imagines behind the mask", api.reconstruct, (see.Reconstruct,)),
     "embed": Command("ENCODER IMAGES…", "write the features of pictures to .npz or .parquet", api.embed, (measure.Embed, asked.Look)),
+    "neighbours": Command("ENCODER DATA", "the nearest pictures of --query; without it near-duplicates and outliers", api.neighbours, (Search, asked.Look)),
     "export": Command("RUN", "write the encoder for another library", api.export, (give.Export,)),
     "inspect": Command("DATA", "count and check pictures: sizes, channels, statistics, bad files, duplicates", api.inspect, (see.Inspect,)),
     "report": Command("RUN…", "write report.html: curves, pictures, evaluations; several runs side by side", api.report, (see.Report,)),

@@ -50,8 +50,8 @@ class Option:
 
     @property
     def places(self) -> int:
-        """How many numbers the value may consist of."""
-        return max((len(get_args(kind)) for kind in _alternatives(self.kind) if get_origin(kind) is tuple), default=1)
+        """How many numbers the value may consist of; 0: it takes any number of words, up to the next option."""
+        return 0 if tuple[str, ...] in _alternatives(self.kind) else max((len(get_args(kind)) for kind in _alternatives(self.kind) if get_origin(kind) is tuple), default=1)
 
     @property
     def metavar(self) -> str:
@@ -59,8 +59,8 @@ class Option:
         kind = _alternatives(self.kind)[0]
         if get_origin(kind) is Literal:
             return "|".join(map(str, get_args(kind)))
-        if self.places > 1:
-            return "H W" if self.name.endswith("size") else " ".join("ABCDEFGH"[: self.places])
+        if self.places != 1:
+            return "PATH…" if not self.places else "H W" if self.name.endswith("size") else " ".join("ABCDEFGH"[: self.places])
         return {int: "N", float: "X", Ratio: "RATIO"}.get(kind, "WORD")
 
     def read(self, value: object, source: str = "") -> Any:
@@ -115,6 +115,8 @@ def _choice(choices: tuple, value: Any) -> Any:
 
 def _numbers(kinds: tuple, value: Any) -> tuple:
     many = kinds[-1] is Ellipsis
+    if many and kinds[0] is str:
+        return tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
     parts = [p for p in re.split(r"[,x\s]+", value.strip("()[] ")) if p] if isinstance(value, str) else value
     parts = list(parts) if isinstance(parts, list | tuple) else [parts]
     if len(parts) == 1 and not many and len(set(kinds)) == 1:
@@ -213,7 +215,8 @@ def parse(words: list[str], options: Mapping[str, Option]) -> tuple[list[str], d
     parser = Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("words", nargs="*", default=[])
     for option in options.values():
-        how: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if option.flag else {}
+        several = {} if option.places else {"nargs": "+", "action": "extend"}
+        how: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if option.flag else several
         parser.add_argument(f"--{option.name}", dest=option.name, **how)
     found = vars(parser.parse_intermixed_args(_joined(list(words), options)))
     return found.pop("words"), {name: options[name].read(value) for name, value in found.items()}
