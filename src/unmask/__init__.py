@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from unmask.api import inspect as inspect
     from unmask.api import load_encoder as load_encoder
     from unmask.api import load_transform as load_transform
-    from unmask.api.neighbours import neighbours as neighbours
     from unmask.api import pretrain as pretrain
     from unmask.api import reconstruct as reconstruct
     from unmask.api import report as report
     from unmask.api import resume as resume
+    from unmask.api.neighbours import neighbours as neighbours
     from unmask.errors import Failed as Failed
     from unmask.errors import Interrupted as Interrupted
     from unmask.errors import Refused as Refused
