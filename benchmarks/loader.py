@@ -37,7 +37,7 @@ def unpacked(data: str, folder: Path, count: int) -> Path:
     step = max(1, len(source) // count)
     for index in range(0, len(source), step):
         raw = source.raw(index)
-        place = folder / (source.classes[source.labels[index]] if source.labels is not None else "all")
+        place = folder / (source.labels.names[source.labels.values[index]] if source.labels is not None else "all")
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{index}.jpg").write_bytes(raw if isinstance(raw, bytes) else Path(raw).read_bytes())
     return folder

@@ -30,10 +30,10 @@ from record import RESULTS, ROOT, keep, machine
 import unmask
 from unmask.data.loader import Pictures
 from unmask.data.sources import open_source
+from unmask.data.splits import parts
 from unmask.data.statistics import survey
-from unmask.evaluation.features import FeatureTable, extract, pixel_statistics
+from unmask.evaluation.features import FeatureTable, extract, pixel_statistics, tabulate
 from unmask.evaluation.knn import knn
-from unmask.evaluation.measure import parts
 from unmask.evaluation.metrics import right, wilson
 from unmask.evaluation.probe import linear
 from unmask.interchange.encoder import load_encoder
@@ -68,10 +68,10 @@ def halves(data: str) -> tuple[Path, Path | None]:
 def few(data: Path, folder: Path) -> Path:
     """The first pictures of every class of DATA, as files in class folders."""
     source = open_source(data)
-    if source.labels is None or source.classes is None:
+    if source.labels is None or source.labels.kind != "classes":
         raise SystemExit(f"{data} has no labels: class folders are wanted")
-    for number, name in enumerate(source.classes):
-        for index in np.flatnonzero(source.labels == number)[:FEW]:
+    for number, name in enumerate(source.labels.names):
+        for index in np.flatnonzero(source.labels.values == number)[:FEW]:
             path = folder / name / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = source.read(int(index))  # (H, W, 1 or 3)
@@ -109,13 +109,12 @@ def features_of(words: argparse.Namespace, run: Path, train: Path, val: Path | N
 
 def raw_pixels(pictures: Pictures, indices: list[int], workers: int) -> FeatureTable:
     """The normalised pixels themselves, shrunk to at most 32 a side: features (n, C·32·32)."""
-    rows, labels, names = [], [], []
-    for x, numbers, words in pictures.still_batches(256, workers, indices):
+
+    def small(x: torch.Tensor) -> dict[str, torch.Tensor]:
         side = min(32, x.shape[2])
-        rows.append(torch.nn.functional.interpolate(x, (side, side), mode="area").flatten(1))
-        labels.append(numbers)
-        names += words
-    return FeatureTable({"pixels": torch.cat(rows)}, torch.cat(labels), names)
+        return {"pixels": torch.nn.functional.interpolate(x, (side, side), mode="area").flatten(1)}
+
+    return tabulate(small, pictures, indices, workers=workers, title="raw pixels")
 
 
 def standard(learn: FeatureTable, judge: FeatureTable) -> tuple[FeatureTable, FeatureTable]:

@@ -162,11 +162,14 @@ class Group:
         import io
         import tokenize
 
-        text = (self.file or Path(sys.modules[self.cls.__module__].__file__ or "")).read_text("utf-8")
-        lines = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT}
-        body = next(n for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and n.name == self.cls.__name__).body
-        named = [(n.target.id, n.end_lineno or 0) for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
-        return {self.prefix + name: lines.get(line, "") for name, line in named}
+        found: dict[str, str] = {}
+        for cls in (kind for kind in reversed(self.cls.__mro__) if dataclasses.is_dataclass(kind)):
+            text = (self.file or Path(sys.modules[cls.__module__].__file__ or "")).read_text("utf-8")
+            lines = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT}
+            body = next(n for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and n.name == cls.__name__).body
+            named = [(n.target.id, n.end_lineno or 0) for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+            found |= {self.prefix + name: lines.get(line, "") for name, line in named}
+        return found
 
     def make(self, values: Mapping[str, Any]) -> Any:
         """The settings object with `values` above its defaults; what it refuses is refused under the option's name."""

@@ -122,10 +122,20 @@ class Trunk:
 
 
 @dataclass(frozen=True)
-class Input:
+class Labelled:
+    """What is known of the pictures and where it stands: part of the settings of every command that reads labels."""
+
+    labels: Any | None = None  # CSV, TSV or parquet with columns path and label, maybe group and split; not given: class folders, or what DATA holds
+    label: str | None = None  # the column that holds the labels, or several with commas between them
+    group: str | None = None  # the column of patients, scenes or videos, which never stand on both sides of a split
+    split: str | None = None  # the column that says train, val or test; COLUMN=VALUE: the pictures with that value judge
+    task: Literal["auto", "classes", "tags", "numbers"] = "auto"  # one class a picture, several tags, or quantities; auto: told from the values, and said
+
+
+@dataclass(frozen=True)
+class Input(Labelled):
     """What is read, and how the numbers in it become the network's."""
 
-    labels: str | None = None  # CSV with columns path and label; class folders are used without it
     normalize: Literal["measured", "imagenet"] = "measured"  # per-channel mean and std: measured once on the data, or ImageNet's
     max_bad_share: float = 0.05  # stop when more than this share of the samples is unreadable
     tile: int | None = None  # read pictures beyond Pillow's size limit by random windows of this side

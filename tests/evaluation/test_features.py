@@ -11,7 +11,7 @@ from unmask.data.loader import Pictures
 from unmask.data.sources import open_source
 from unmask.data.statistics import Format
 from unmask.errors import Refused
-from unmask.evaluation.features import FeatureTable, extract, pixel_statistics, pool, split
+from unmask.evaluation.features import FeatureTable, extract, pixel_statistics, pool
 from unmask.evaluation.probe import descend
 from unmask.interchange.encoder import load_encoder
 from unmask.settings import Views
@@ -94,11 +94,3 @@ def test_poolings_of_other_trunks():
     x = torch.randn(2, 3, 28, 28)
     with torch.no_grad():  # timm keeps this family's norm behind the pool
         torch.testing.assert_close(pool(model, x)["avg"], model.forward_head(model.forward_features(x), pre_logits=True))
-
-
-def test_split_takes_a_share_of_every_class():
-    labels = torch.tensor([0] * 50 + [1] * 10 + [2] * 2 + [3])
-    kept, held = split(labels, 0.2, seed=3)
-    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(63))
-    assert labels[held].bincount(minlength=4).tolist() == [10, 2, 1, 0], "a class of one picture is only learnt from"
-    assert torch.equal(split(labels, 0.2, seed=3)[1], held) and not torch.equal(split(labels, 0.2, seed=4)[1], held)

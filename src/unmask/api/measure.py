@@ -9,15 +9,14 @@ from typing import Any, Literal
 from unmask.api.asked import Look, check_data, settings_of, sight_of
 from unmask.errors import Refused
 from unmask.interchange.naming import identify
-from unmask.settings import within
+from unmask.settings import Labelled, within
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measure(Labelled):
     """On which labelled pictures an encoder is measured."""
 
-    val: str | None = None  # labelled pictures to judge by; not given: a fifth of DATA, kept apart
-    labels: str | None = None  # CSV with columns path and label, for DATA and --val; class folders are used without it
+    val: Any | None = None  # labelled pictures to judge by; not given: those of the split column, of val/ folders, or a fifth of DATA, kept apart
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,10 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Embed:
+class Embed(Labelled):
     """Where features go."""
 
     out: str = "features.npz"  # .npz (NumPy) or .parquet: features, paths, and labels where known
-    labels: str | None = None  # CSV with columns path and label; class folders are used without it
     pooling: Literal["auto", "cls", "avg", "cls+avg"] = "auto"  # what a picture's features are; auto: the class token where there is one
 
 
@@ -65,8 +63,8 @@ def evaluate(protocol: str, encoder: str | Path, data: Any, **settings: Any) -> 
         check_data(words)
     from unmask.evaluation.measure import measure
 
-    opened, pictures, sight = sight_of(encoder, data, look, asked.labels)
-    val = sight_of(encoder, asked.val, look, asked.labels, opened)[1] if asked.val is not None else None
+    opened, pictures, sight = sight_of(encoder, data, look, asked)
+    val = sight_of(encoder, asked.val, look, asked, opened)[1] if asked.val is not None else None
     row = measure(protocol, opened, pictures, val, name=str(data), seed=look.seed, **sight, **vars(how))
     row = {"encoder": str(encoder), "random": look.random, **row}
     if (Path(encoder) / "config.yaml").is_file():
@@ -90,10 +88,10 @@ def embed(encoder: str | Path, images: Any, **settings: Any) -> Path:
     from unmask.evaluation import files
     from unmask.evaluation.features import extract
 
-    opened, pictures, sight = sight_of(encoder, images, look, asked.labels)
+    opened, pictures, sight = sight_of(encoder, images, look, asked)
     table = extract(opened, pictures, **sight)
     pooling = table.poolings[0] if asked.pooling == "auto" else asked.pooling
-    files.write(table, pooling, pictures.classes, out)
+    files.write(table, pooling, pictures.labels.names if pictures.labels is not None else None, out)
     skipped = f", {table.skipped} unreadable left out" if table.skipped else ""
     print(f"{out}: {len(table)} rows of {table.of(pooling).shape[1]} features ({pooling}){skipped}")
     return out

@@ -51,5 +51,8 @@ def _refuse(recipe: Recipe, out: Path) -> None:
         names.check(recipe.trunk.model)
     if recipe.trunk.init is not None:
         identify(recipe.trunk.init)
-    if recipe.input.labels is not None and not Path(recipe.input.labels).is_file():
-        raise Refused(f"--labels: there is no file {recipe.input.labels}")
+    labels = recipe.input.labels
+    if labels is not None and not isinstance(labels, str | Path):
+        raise Refused("labels: a run takes the path of a label file, so that it can be opened again; arrays are for evaluate and embed")
+    if labels is not None and not Path(labels).is_file():
+        raise Refused(f"--labels: there is no file {labels}")

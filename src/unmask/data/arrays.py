@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from unmask.data.forms import Form, extension
+from unmask.data.labels import Labels, choose, read
 from unmask.data.quarantine import BadSample
-from unmask.data.source import Labels, Source
+from unmask.data.source import Source
 from unmask.errors import Refused
+from unmask.settings import Labelled
 
 PICTURE_NAMES = ("images", "image", "pictures", "x", "X", "x_train", "train_images", "data", "arr_0")
-LABEL_NAMES = ("labels", "label", "y", "Y", "y_train", "train_labels", "targets", "target", "classes")
+CLASS_NAMES = ("class_names", "label_names", "classes", "names")  # an array of words, beside class numbers
 
 
 class Arrays(Source):
@@ -34,7 +36,7 @@ class Arrays(Source):
         order = {3: "N H W", 4: "N C H W" if self.channels_first else "N H W C"}[array.ndim]
         self.said = (f"{path}: shape {tuple(array.shape)} is read as ({order.replace(' ', ', ')}), {array.dtype}",)
         self.fingerprint = blake2b(f"{os.path.basename(path)}{array.shape}{array.dtype}".encode(), digest_size=16).hexdigest()
-        self._label(labels)
+        self.labels = labels
 
     def __len__(self) -> int:
         return len(self.array)
@@ -62,12 +64,12 @@ class Wrapped(Source):
     to `Views`, not into the Dataset: they would not be keyed. Labels are those of a `targets` attribute (torchvision's name).
     """
 
-    def __init__(self, dataset: Any):
+    def __init__(self, dataset: Any, asked: Labelled):
         self.dataset = dataset
         self.fingerprint = f"{type(dataset).__name__}-{len(dataset)}"
         targets = getattr(dataset, "targets", None)
         if targets is not None and len(targets) == len(dataset):
-            self._label(Labels(_numpy(targets).tolist() if not isinstance(targets, list) else targets, getattr(dataset, "classes", None)))
+            self.labels, self.said = read({"label": targets}, choose(["label"], asked, self.fingerprint), asked.task, type(dataset).__name__, getattr(dataset, "classes", None))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -94,7 +96,7 @@ def _numpy(tensor: Any) -> np.ndarray:
     return tensor.detach().cpu().numpy() if type(tensor).__module__.split(".")[0] == "torch" else np.asarray(tensor)
 
 
-def in_memory(data: Any) -> Source:
+def in_memory(data: Any, asked: Labelled) -> Source:
     """A source over an array, a tensor, or anything with a length and items."""
     module = type(data).__module__.split(".")[0]
     if isinstance(data, np.ndarray) or (module == "torch" and type(data).__name__ == "Tensor"):
@@ -102,17 +104,17 @@ def in_memory(data: Any) -> Source:
     if module == "datasets" and type(data).__name__ == "Dataset":
         from unmask.data.tables import Hub
 
-        return Hub(data, "dataset")
+        return Hub(data, "dataset", asked)
     try:
         size, _ = len(data), type(data).__getitem__
     except (TypeError, AttributeError):
         raise Refused(f"a {type(data).__name__} cannot be DATA: it needs a length and items by number (an IterableDataset has none)") from None
     if not size:
         raise Refused(f"the {type(data).__name__} is empty: no pictures in it")
-    return Wrapped(data)
+    return Wrapped(data, asked)
 
 
-def open_arrays(form: Form) -> Source:
+def open_arrays(form: Form, asked: Labelled) -> Source:
     """The pictures, and the labels where there are some, of a `.npy` or `.npz` file."""
     path = form.paths[0]
     try:
@@ -123,15 +125,26 @@ def open_arrays(form: Form) -> Source:
         with np.load(path, allow_pickle=False) as file:
             shapes = {name: _shape(path, member) for name, member in names.items()}
             chosen = _chosen(path, shapes)
-            labels = next((file[name] for name in LABEL_NAMES if name in names and shapes[name] == shapes[chosen][:1]), None)
+            labels, said = _labels(path, file, shapes, chosen, asked)
             mapped = _mapped_member(path, names[chosen])
-            return _arrays(mapped if mapped is not None else file[chosen], path, None if labels is None else Labels(list(labels)))
+            source = _arrays(mapped if mapped is not None else file[chosen], path, labels)
+            source.said += said
+            return source
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         if isinstance(error, Refused):
             raise
         if any(word in str(error).lower() for word in ("pickle", "object array", "python objects")):
             raise Refused(f"{path} is refused: it holds Python objects, and opening those would run whatever code is in them") from None
         raise Refused(f"{path} cannot be read as {extension(path)}: {error}") from None
+
+
+def _labels(path: str, file: Any, shapes: dict[str, tuple[int, ...]], pictures: str, asked: Labelled) -> tuple[Labels | None, tuple[str, ...]]:
+    """What the arrays beside the pictures tell: those with as many rows, by their names."""
+    columns = [name for name, shape in shapes.items() if name != pictures and len(shape) in (1, 2) and shape[0] == shapes[pictures][0]]
+    chosen = choose(columns, asked, path)
+    words = next((name for name in CLASS_NAMES if name in shapes and name not in columns and len(shapes[name]) == 1), None)
+    names = [str(word) for word in file[words]] if words and len(chosen.labels) == 1 and file[chosen.labels[0]].dtype.kind in "iu" else None
+    return read({name: file[name] for name in chosen.columns}, chosen, asked.task, path, names)
 
 
 def _load(path: str) -> np.ndarray:

@@ -112,11 +112,11 @@ def _duplicates(source: Source, seen: dict[int, _Seen]) -> list[list[str]]:
 
 
 def _labels(source: Source) -> dict[str, int] | None:
-    if source.labels is None or source.classes is None:
+    if source.labels is None:
         return None
-    names = [*source.classes, "(no label)"]
-    counts = Counter(names[number] for number in source.labels.tolist())
-    return {name: counts[name] for name in names if counts[name]}
+    counts, unknown = source.labels.known.sum() if source.labels.kind == "numbers" else source.labels.counts(), int((~source.labels.known).sum())
+    named = {"(numbers)": int(counts)} if source.labels.kind == "numbers" else {name: int(n) for name, n in zip(source.labels.names, counts) if n}
+    return named | ({"(no label)": unknown} if unknown else {})
 
 
 def lines(report: dict[str, Any], most: int = 20) -> list[str]:

@@ -127,7 +127,7 @@ class Pictures:
     ):
         self.source, self.format, self.views, self.seed, self.tile = source, format, views, seed, tile
         self.img_size = (int(img_size[0]), int(img_size[1]))
-        self.labels, self.classes = source.labels, source.classes
+        self.labels = source.labels
         self.max_bad_share, self.quarantine = max_bad_share, Quarantine(quarantine)
         self._finish = Finish(format.low, format.high, format.mean, format.std, format.eight_bit)
 
@@ -185,19 +185,34 @@ class Pictures:
         share: float | None = None,
         pin: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor | None, list[str]]]:
-        """(x (b, C, H, W) normalised on the CPU, labels (b,) or None, names) of all samples, or of `indices`, in order, each readable one once."""
+        """(x (b, C, H, W) normalised on the CPU, rows of `labels.values` or None, names) of all samples, or of `indices`, in order, each readable one once."""
+        return _ended_at_exit(self._labelled(self.numbered_batches(batch_size, workers, indices, img_size, share, pin)))
+
+    def numbered_batches(
+        self,
+        batch_size: int,
+        workers: int = 0,
+        indices: Sequence[int] | None = None,
+        img_size: tuple[int, int] | None = None,
+        share: float | None = None,
+        pin: bool = False,
+    ) -> Generator[tuple[Tensor, list[int]], None, None]:
+        """The same with the numbers of the pictures instead of labels and names."""
         chosen = [int(index) for index in (range(len(self)) if indices is None else indices)]
         parts = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
-        return _ended_at_exit(self._labelled(_loader(self._still(img_size, share), parts, workers, batch_size, pin)))
+        return _ended_at_exit(self._readable(_loader(self._still(img_size, share), parts, workers, batch_size, pin)))
 
-    def _labelled(self, loader: DataLoader) -> Generator[tuple[Tensor, Tensor | None, list[str]], None, None]:
+    def _readable(self, loader: DataLoader) -> Generator[tuple[Tensor, list[int]], None, None]:
         for batch in loader:
             batch = _unpacked(batch)
             self.quarantine.add(batch["bad"])
             if len(batch["index"]):
-                kept = batch["index"].tolist()
-                labels = torch.from_numpy(self.labels[kept]) if self.labels is not None else None
-                yield self._finish(batch["images"], None, "cpu"), labels, [self.source.name(index) for index in kept]
+                yield self._finish(batch["images"], None, "cpu"), batch["index"].tolist()
+
+    def _labelled(self, batches: Generator[tuple[Tensor, list[int]], None, None]) -> Generator[tuple[Tensor, Tensor | None, list[str]], None, None]:
+        for x, kept in batches:
+            labels = torch.from_numpy(self.labels.values[kept]) if self.labels is not None else None
+            yield x, labels, [self.source.name(index) for index in kept]
 
     def _still(self, img_size: tuple[int, int] | None, share: float | None) -> _Still:
         size = self.img_size if img_size is None else (int(img_size[0]), int(img_size[1]))

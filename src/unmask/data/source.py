@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from unmask.data.labels import Labels
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -48,30 +50,10 @@ class Names(Sequence):
         return blake2b(self._bytes + self._ends.tobytes(), digest_size=16).hexdigest()
 
 
-class Labels:
-    """Class numbers (N,) int64, -1 where a sample has none, and the names of the classes."""
-
-    def __init__(self, values: Sequence, classes: Sequence[str] | None = None):
-        """`values`: numbers, which stay what they are, or words, numbered in sorted order (None: no label)."""
-        import numpy as np
-
-        given = [value.item() if isinstance(value, np.generic) else value for value in values]
-        words = {str(value) for value in given if value is not None}
-        numbers = [int(word) for word in words] if all(word.lstrip("-").isdigit() for word in words) else []
-        if numbers and max(numbers) < max(1000, len(given)):  # larger ones are codes, not class numbers
-            self.numbers = np.array([-1 if value is None else int(value) for value in given], np.int64)
-            self.classes = list(classes) if classes is not None else [str(number) for number in range(max(0, int(self.numbers.max()) + 1))]
-        else:
-            self.classes = list(classes) if classes is not None else sorted(words)
-            place = {name: number for number, name in enumerate(self.classes)}
-            self.numbers = np.array([-1 if value is None else place[str(value)] for value in given], np.int64)
-
-
 class Source(ABC):
-    """Numbered samples. `labels` (N,) int64 (-1: none) and `classes`, or both None; `said`: lines to print when it is opened."""
+    """Numbered samples. `labels`: what is known of each, or None; `said`: lines to print when it is opened."""
 
-    labels: np.ndarray | None = None
-    classes: list[str] | None = None
+    labels: Labels | None = None
     said: tuple[str, ...] = ()
     fingerprint: str = ""  # of which samples these are, not of their pixels
 
@@ -81,6 +63,10 @@ class Source(ABC):
     @abstractmethod
     def name(self, index: int) -> str:
         """What a person would call the sample: its path as given, or file and row."""
+
+    def inside(self, index: int) -> str:
+        """Its path within DATA, where DATA is a folder or an archive: what a label file may call it."""
+        return self.name(index)
 
     @abstractmethod
     def raw(self, index: int) -> Any:
@@ -116,13 +102,9 @@ class Source(ABC):
     def _split(self, index: int) -> str | None:
         return None
 
-    def _label(self, labels: Labels | None) -> None:
-        if labels is not None:
-            self.labels, self.classes = labels.numbers, labels.classes
-
     def _label_by_folder(self, paths: Sequence[str]) -> None:
         """Labels from class folders, and a line where held-out pictures are among the samples."""
-        self._label(folder_labels(paths))
+        self.labels = folder_labels(paths)
         splits = Counter(path.split("/", 1)[0] for path in paths)
         if len(splits) > 1 and set(splits) <= set(SPLITS):
             parts = ", ".join(f"{name}/ {count:,}" for name, count in splits.items())
@@ -140,4 +122,7 @@ def folder_labels(paths: Sequence[str]) -> Labels | None:
     classes = sorted(set(above))
     if not 2 <= len(classes) <= len(paths) / 2 or set(classes) <= set(SPLITS):
         return None
-    return Labels(above, classes)
+    import numpy as np
+
+    place = {name: number for number, name in enumerate(classes)}
+    return Labels("classes", np.array([place[name] for name in above], np.int64), classes)

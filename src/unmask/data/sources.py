@@ -6,36 +6,37 @@ Neither torch nor numpy is imported before a source is opened.
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from unmask.data.forms import PICTURES, Form, check, extension, resolve, walk
-from unmask.data.source import SPLITS, Labels, Names, Source
+from unmask.data.labels import Labels, choose, joined, read
+from unmask.data.source import SPLITS, Names, Source
 from unmask.errors import Refused
+from unmask.settings import Labelled
 
-if TYPE_CHECKING:
-    import numpy as np
-
-__all__ = ["Files", "Labels", "Names", "Source", "aligned", "check", "open_source"]
+__all__ = ["Files", "Names", "Source", "check", "open_source"]
 
 
 class Files(Source):
     """Pictures that are files: `paths` relative to `root` (`""`: as they are)."""
 
-    def __init__(self, root: str, paths: Sequence[str], labels: Labels | None = None):
+    table: str | None = None  # the list that named them
+
+    def __init__(self, root: str, paths: Sequence[str]):
         self.root = root
         self.paths = Names(paths)
         self.fingerprint = self.paths.digest
-        if labels is None:
-            self._label_by_folder(paths if root else _below_common(paths))
-        self._label(labels)
+        self._label_by_folder(paths if root else _below_common(paths))
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def name(self, index: int) -> str:
         return os.path.join(self.root, self.paths[index])
+
+    def inside(self, index: int) -> str:
+        return self.paths[index]
 
     def raw(self, index: int) -> str:
         return self.name(index)
@@ -53,44 +54,67 @@ def _below_common(paths: Sequence[str]) -> list[str]:
 def open_source(data: Any, labels: Any = None) -> Source:
     """The samples of DATA: a word (see `forms`), a list of words that are pictures or folders, an array, or any torch Dataset.
 
-    `labels`: a CSV with the columns path and label, or a sequence with one label a sample. Refused when there is nothing to read.
+    `labels`: what a person says of them (`Labelled`), a label file (see `label_files`), `Labels`, columns by name, or one label a
+    sample (whole numbers or words: classes; floats (N,) or (N, T): numbers; 0 and 1 (N, K), or lists: tags). Refused when there
+    is nothing to read.
     """
+    asked = labels if isinstance(labels, Labelled) else Labelled(labels=labels)
+    own = asked if asked.labels is None else Labelled()  # with labels from elsewhere, no column of DATA is meant
     if isinstance(data, Source):
         source = data
     elif isinstance(data, str | os.PathLike):
-        source = _by_form(resolve(os.fspath(data)))
+        source = _by_form(resolve(os.fspath(data)), own)
     elif isinstance(data, Sequence) and len(data) and all(isinstance(word, str | os.PathLike) for word in data):
-        source = _by_form(resolve(os.fspath(data[0]))) if len(data) == 1 else Files("", _together(data))
+        source = _by_form(resolve(os.fspath(data[0])), own) if len(data) == 1 else Files("", _together(data))
     else:
         from unmask.data.arrays import in_memory
 
-        source = in_memory(data)
-    if labels is not None:
-        source._label(_csv_labels(os.fspath(labels), source) if isinstance(labels, str | os.PathLike) else Labels(list(labels)))
-        if source.labels is not None and len(source.labels) != len(source):
-            raise Refused(f"{len(source.labels)} labels for {len(source)} samples")
+        source = in_memory(data, own)
+    if isinstance(asked.labels, str | os.PathLike):
+        from unmask.data.label_files import label
+
+        label(source, os.fspath(asked.labels), asked)
+    elif asked.labels is not None:
+        _label(source, asked)
+    elif (asked.label or asked.group or asked.split) and isinstance(source, Files) and source.table is None:
+        option = next(name for name in ("label", "group", "split") if getattr(asked, name))
+        raise Refused(f"--{option} names a column, but {source.root or source.name(0)} is no table: --labels FILE gives one")
     return source
 
 
-def _by_form(form: Form) -> Source:
+def _label(source: Source, asked: Labelled) -> None:
+    """Give a source labels that are in memory."""
+    given = asked.labels
+    if isinstance(given, Labels):
+        told, said = given, ()
+    else:
+        table = dict(given) if isinstance(given, Mapping) else {"label": given}
+        told, said = read(table, choose(list(table), asked, "labels", rest=True), asked.task, "labels")  # type: ignore[assignment]
+    if told is not None and len(told) != len(source):
+        raise Refused(f"{len(told):,} labels for {len(source):,} samples")
+    source.labels = joined(source.labels, told)
+    source.said += said
+
+
+def _by_form(form: Form, asked: Labelled) -> Source:
     if form.kind == "folder":
         paths = [name for name in walk(form.paths[0]) if extension(name) in PICTURES]
         return Files(form.paths[0], paths)
     if form.kind == "files":
         return Files("", form.paths)
     if form.kind == "list":
-        return _listed(form.paths[0])
+        return _listed(form.paths[0], asked)
     if form.kind == "tar":
         from unmask.data.archives import Tars
 
-        return Tars(form)
+        return Tars(form, asked)
     if form.kind == "array":
         from unmask.data.arrays import open_arrays
 
-        return open_arrays(form)
+        return open_arrays(form, asked)
     from unmask.data import tables
 
-    return {"parquet": tables.parquet, "hub": tables.hub, "saved": tables.saved}[form.kind](form)
+    return {"parquet": tables.parquet, "hub": tables.hub, "saved": tables.saved}[form.kind](form, asked)
 
 
 def _together(words: Sequence) -> list[str]:
@@ -105,70 +129,37 @@ def _together(words: Sequence) -> list[str]:
     return paths
 
 
-def _listed(path: str) -> Files:
-    """A text list: a path a line (relative to the list's folder), then maybe a tab and a label; a CSV has the columns path and label."""
-    rows = _csv_rows(path) if extension(path) == ".csv" else _text_rows(path)
-    if not rows:
-        raise Refused(f"the list {path} is empty: one path a line")
-    labels = None
-    if any(label is not None for _, label in rows):
-        labels = Labels([label for _, label in rows])
+def _listed(path: str, asked: Labelled) -> Files:
+    """A text list: a path a line (relative to the list's folder), then maybe a tab and a label; a table has the columns path and label."""
+    if extension(path) == ".csv" or (extension(path) == ".tsv" and _has_head(path)):
+        from unmask.data.label_files import open_table
+
+        table, named, first = open_table(path)
+        names = [str(name).strip() for name in table.pop(named)]
+    else:
+        names, cells = _text_rows(path)
+        table, first = ({"label": cells} if any(cells) else {}), 1
+    labels, said = read(table, choose(list(table), asked, path), asked.task, path, first=first)
     folder = os.path.dirname(path)
-    return Files("", [os.path.join(folder, os.path.expanduser(name)) for name, _ in rows], labels)
+    source = Files("", [os.path.join(folder, os.path.expanduser(name)) for name in names])
+    source.table, source.labels, source.said = path, joined(source.labels, labels), source.said + said
+    return source
 
 
-def _text_rows(path: str) -> list[tuple[str, str | None]]:
+def _has_head(path: str) -> bool:
+    """Whether a .tsv begins with the names of its columns, not with a path."""
+    from unmask.data.label_files import PATH_COLUMNS
+
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return any(word.strip() in PATH_COLUMNS for word in file.readline().split("\t"))
+
+
+def _text_rows(path: str) -> tuple[list[str], list[str | None]]:
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         lines = [line.rstrip("\r\n").split("\t") for line in file if line.strip() and not line.startswith("#")]
-    rows = [(line[0].strip(), line[1].strip() if len(line) > 1 and line[1].strip() else None) for line in lines]
-    named = sum(extension(name) in PICTURES for name, _ in rows)
-    if rows and not named:
-        raise Refused(f"the list {path} names no picture: its first line is '{rows[0][0][:80]}'")
-    return rows
-
-
-def _csv_rows(path: str) -> list[tuple[str, str | None]]:
-    import csv
-
-    if not os.path.isfile(path):
-        raise Refused(f"there is no label file {path}")
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file)
-        columns = table.fieldnames or []
-        if "path" not in columns:
-            raise Refused(f"{path} has no column 'path' (it has {', '.join(columns) or 'none'}); the first line names the columns path and label")
-        return [(row["path"], row.get("label") or None) for row in table if row["path"]]
-
-
-def _csv_labels(path: str, source: Source) -> Labels:
-    """The label column for every sample, matched by path as given, by path within DATA, or by an unambiguous file name."""
-    rows = _csv_rows(path)
-    if not any(label is not None for _, label in rows):
-        raise Refused(f"{path} has no column 'label' with anything in it")
-    exact = {os.path.normpath(os.path.join(os.path.dirname(path), name)): label for name, label in rows}
-    exact |= {os.path.normpath(name): label for name, label in rows}
-    bases = Counter(os.path.basename(name) for name, _ in rows)
-    single = {os.path.basename(name): label for name, label in rows if bases[os.path.basename(name)] == 1}
-    root = getattr(source, "root", "")
-    found = []
-    for index in range(len(source)):
-        name = os.path.normpath(source.name(index))
-        inside = os.path.relpath(name, root) if root else name
-        found.append(exact.get(name, exact.get(inside, single.get(os.path.basename(name)))))
-    missing = sum(label is None for label in found)
-    if missing == len(found):
-        raise Refused(f"no row of {path} matches a sample (its first path is '{rows[0][0]}', the first sample is '{source.name(0)}')")
-    if missing:
-        source.said += (f"{missing:,} of {len(found):,} samples have no row in {path}: they have no label",)
-    return Labels(found)
-
-
-def aligned(source: Source, classes: list[str]) -> np.ndarray:
-    """The labels of `source` as numbers in another source's `classes` (-1: unknown there), so that train and val agree."""
-    import numpy as np
-
-    if source.labels is None or source.classes is None:
-        raise Refused("the samples have no labels")
-    place = {name: number for number, name in enumerate(classes)}
-    table = np.array([place.get(name, -1) for name in source.classes] + [-1], np.int64)  # the last: no label
-    return table[source.labels]
+    names = [line[0].strip() for line in lines]
+    if not names:
+        raise Refused(f"the list {path} is empty: one path a line")
+    if not any(extension(name) in PICTURES for name in names):
+        raise Refused(f"the list {path} names no picture: its first line is '{names[0][:80]}'")
+    return names, [line[1].strip() if len(line) > 1 and line[1].strip() else None for line in lines]

@@ -10,52 +10,53 @@ from typing import Any
 import numpy as np
 
 from unmask.data.forms import Form
+from unmask.data.labels import Chosen, choose, read
 from unmask.data.quarantine import BadSample
-from unmask.data.source import Labels, Source
+from unmask.data.source import Source
 from unmask.errors import Refused
+from unmask.settings import Labelled
 
 PICTURE_COLUMNS = ("image", "img", "images", "picture", "jpg", "png", "jpeg", "bytes")
-LABEL_COLUMNS = ("label", "labels", "class", "cls", "fine_label", "target", "y")
 IN_MEMORY = 2 << 30  # bytes of pictures that are kept in memory whole: rows are read in random order, files are stored in groups
 GROUPS = 4  # row groups that a process keeps of larger tables
 
 
 class Parquet(Source):
-    """The rows of parquet files: a column {bytes, path} or of bytes, maybe a label column."""
+    """The rows of parquet files: a column {bytes, path} or of bytes, maybe columns of labels, groups and splits."""
 
-    def __init__(self, form: Form):
+    def __init__(self, form: Form, asked: Labelled):
         if find_spec("pyarrow") is None:
             raise Refused(f'reading {form.paths[0]} needs pyarrow: pip install "unmask[hf]"')
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         self.paths = form.paths
-        groups, labels, size = [], [], 0
+        groups, size = [], 0
+        cells: dict[str, list[Any]] = {}
         try:
             for number, path in enumerate(self.paths):
                 file = pq.ParquetFile(path)
                 schema = file.schema_arrow
                 if not number:
                     self.column, self.nested = _picture_column(path, schema)
-                    label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
-                    classes = _class_names(schema, label)
+                    chosen = choose(_labelling(schema), asked, path)
+                    names = _class_names(schema, chosen)
                 for group in range(file.num_row_groups):
                     groups.append((number, group, file.metadata.row_group(group).num_rows))
                     size += file.metadata.row_group(group).total_byte_size
-                if label:
-                    labels.extend(file.read(columns=[label]).column(0).to_pylist())
+                for name in chosen.columns:
+                    cells.setdefault(name, []).extend(file.read(columns=[name]).column(0).to_pylist())
         except (pa.ArrowException, OSError) as error:
             raise Refused(f"{path} cannot be read as parquet: {' '.join(str(error).split())}") from None
         self.groups = np.array(groups, np.int64).reshape(-1, 3)  # file, row group, rows
         self._ends = np.cumsum(self.groups[:, 2])
         if not len(self):
             raise Refused(f"{self.paths[0]} is empty: no rows in it")
-        if label and not isinstance(labels[0], list | dict | float):
-            self._label(Labels(labels, classes))
+        self.labels, self.said = read(cells, chosen, asked.task, self.paths[0], names)
         self.size = size  # bytes, uncompressed
         self.kept = len(self.groups) if size <= IN_MEMORY else GROUPS
         if size > IN_MEMORY:
-            self.said = (f"{size / 2**30:.1f} GiB of parquet: rows are read in random order, a whole group for each, which is slow; .tar shards are not",)
+            self.said += (f"{size / 2**30:.1f} GiB of parquet: rows are read in random order, a whole group for each, which is slow; .tar shards are not",)
         self.fingerprint = f"{'-'.join(map(os.path.basename, self.paths))[:80]}-{len(self)}-{size}"
         self._cache: dict[int, Any] = {}
 
@@ -111,17 +112,17 @@ class Parquet(Source):
         return column.field("bytes") if self.nested else column
 
 
-def parquet(form: Form) -> Source:
+def parquet(form: Form, asked: Labelled) -> Source:
     """Parquet from memory where it fits; larger tables through `datasets`, which unpacks them once into a cache of mapped files."""
-    source = Parquet(form)
+    source = Parquet(form, asked)
     if source.size <= IN_MEMORY or find_spec("datasets") is None:
         return source
     import datasets
 
     found = datasets.load_dataset("parquet", data_files=list(form.paths), split="train").cast_column(source.column, datasets.Image(decode=False))
-    hub = Hub(found, form.paths[0] if len(form.paths) == 1 else os.path.commonpath(form.paths))
-    hub.labels, hub.classes = source.labels, source.classes
-    hub.said = (f"{source.size / 2**30:.1f} GiB of parquet: unpacked once into the cache of datasets ({datasets.config.HF_DATASETS_CACHE})",)
+    hub = Hub(found, form.paths[0] if len(form.paths) == 1 else os.path.commonpath(form.paths), asked)
+    hub.labels = source.labels
+    hub.said = (*source.said[:-1], f"{source.size / 2**30:.1f} GiB of parquet: unpacked once into the cache of datasets ({datasets.config.HF_DATASETS_CACHE})")
     return hub
 
 
@@ -140,11 +141,19 @@ def _picture_column(path: str, schema) -> tuple[str, bool]:
     return named[0], found[named[0]]
 
 
-def _class_names(schema, label: str | None) -> list[str] | None:
-    """The names of a ClassLabel column, which Hugging Face writes into the schema's metadata."""
+def _labelling(schema) -> list[str]:
+    """The columns that may be labels, groups or splits: all but nested ones and bytes."""
+    import pyarrow as pa
+
+    return [field.name for field in schema if not (pa.types.is_struct(field.type) or pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type))]
+
+
+def _class_names(schema, chosen: Chosen) -> list[str] | None:
+    """The names of a ClassLabel column (or of lists of them), which Hugging Face writes into the schema's metadata."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return list(features[label]["names"])
+        (label,) = chosen.labels
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]
+        return list((feature if "names" in feature else feature["feature"])["names"])
     except (KeyError, ValueError, TypeError):
         return None
 
@@ -152,7 +161,7 @@ def _class_names(schema, label: str | None) -> list[str] | None:
 class Hub(Source):
     """A `datasets.Dataset` with a column of type Image."""
 
-    def __init__(self, dataset: Any, name: str):
+    def __init__(self, dataset: Any, name: str, asked: Labelled):
         import datasets
 
         pictures = [column for column, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
@@ -161,10 +170,10 @@ class Hub(Source):
         if not len(dataset):
             raise Refused(f"{name} is empty: no rows in it")
         self.title, self.column = name, pictures[0]
-        label = next((column for column in LABEL_COLUMNS if column in dataset.features), None)
-        if label:
-            kind = dataset.features[label]
-            self._label(Labels(dataset[label][:], kind.names if isinstance(kind, datasets.ClassLabel) else None))
+        chosen = choose([column for column, kind in dataset.features.items() if not isinstance(kind, datasets.Image)], asked, name)
+        kinds = [dataset.features[column] for column in chosen.labels]
+        names = next((_names_of(kind) for kind in kinds), None) if len(kinds) == 1 else None
+        self.labels, self.said = read({column: dataset[column][:] for column in chosen.columns}, chosen, asked.task, name, names)
         self.dataset = dataset.select_columns([self.column]).cast_column(self.column, datasets.Image(decode=False))
         self.fingerprint = f"{dataset._fingerprint}-{len(dataset)}"
 
@@ -181,6 +190,12 @@ class Hub(Source):
         return value.get("bytes") or value["path"]
 
 
+def _names_of(kind: Any) -> list[str] | None:
+    """The names of a ClassLabel, or of a list of them."""
+    inner = getattr(kind, "feature", kind)
+    return list(inner.names) if type(inner).__name__ == "ClassLabel" else None
+
+
 def _split(found: Any, name: str, wanted: str) -> Any:
     """One Dataset of what `datasets` returned: the wanted split, else train, else the only one."""
     if not isinstance(found, dict):
@@ -191,17 +206,17 @@ def _split(found: Any, name: str, wanted: str) -> Any:
     return found[split]
 
 
-def saved(form: Form) -> Source:
+def saved(form: Form, asked: Labelled) -> Source:
     """A folder that `Dataset.save_to_disk` wrote."""
     path = form.paths[0]
     if find_spec("datasets") is None:
         raise Refused(f'reading {path} needs datasets: pip install "unmask[hf]"')
     import datasets
 
-    return Hub(_split(datasets.load_from_disk(path), path, form.part), path)
+    return Hub(_split(datasets.load_from_disk(path), path, form.part), path, asked)
 
 
-def hub(form: Form) -> Source:
+def hub(form: Form, asked: Labelled) -> Source:
     """A dataset of the Hugging Face hub (or its local cache): the split named, else train. Only data is read, no script is run."""
     name = form.paths[0]
     if find_spec("datasets") is None:
@@ -212,4 +227,4 @@ def hub(form: Form) -> Source:
         found = datasets.load_dataset(name, split=form.part or None)
     except Exception as error:  # the library raises its own, requests' and huggingface_hub's errors alike
         raise Refused(f"hf:{name} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-    return Hub(_split(found, name, ""), f"hf:{name}")
+    return Hub(_split(found, name, ""), f"hf:{name}", asked)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from unmask import seeds
+from unmask.data.labels import Labels
+from unmask.data.source import Source
+from unmask.data.splits import LABEL_HELP, held_out
 from unmask.errors import Refused
 from unmask.interchange.timm import Encoder
 
@@ -21,19 +23,25 @@ from unmask.interchange.timm import Encoder
 class Stills(Protocol):
     """What is asked of a set of pictures: evaluation pictures in order, bad ones left out (`data.loader.Pictures` gives them)."""
 
+    labels: Labels | None
+    source: Source
+
     def __len__(self) -> int: ...
 
-    def still_batches(self, batch_size: int, workers: int = 0, indices: Any = None) -> Iterator[tuple[Tensor, Tensor | None, Sequence[str]]]: ...
+    def numbered_batches(self, batch_size: int, workers: int = 0, indices: Any = None) -> Iterator[tuple[Tensor, list[int]]]: ...
 
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """One row a picture: pooled features by the name of the pooling, class numbers (-1: none) and names."""
+    """One row a picture: pooled features by the name of the pooling, labels and names."""
 
     parts: dict[str, Tensor]  # pooling -> (n, D)
-    labels: Tensor | None  # (n,) int64
+    labels: Tensor | None  # classes (n,) int64, -1: none · tags or numbers (n, K) float32, NaN: unknown
     names: list[str]
     skipped: int = 0  # unreadable pictures, which have no row
+    kind: Literal["classes", "tags", "numbers"] = "classes"  # what the labels are
+    groups: Tensor | None = None  # (n,) int64: rows that stay together when a part is held out
+    ids: Tensor | None = None  # (n,) int64: the pictures' numbers in their source
 
     def __len__(self) -> int:
         return len(self.names)
@@ -51,15 +59,41 @@ class FeatureTable:
 
     def classes_of(self) -> Tensor:
         """The class numbers (n,), or Refused."""
-        if self.labels is None or bool((self.labels < 0).any()):
-            raise Refused("these pictures have no label each: put each class in a folder of its own, or give --labels FILE.csv")
+        if self.kind != "classes":
+            raise Refused(f"these pictures have {self.kind}, and one class each is wanted: --task classes reads a column so, --label says which")
+        return self.truth()
+
+    def truth(self) -> Tensor:
+        """The labels, of whatever kind, or Refused where a picture has none."""
+        if self.labels is None or not bool(self.known.all()):
+            raise Refused(f"these pictures have no label each: {LABEL_HELP}")
         return self.labels
+
+    @property
+    def known(self) -> Tensor:
+        """(n,) bool: whether anything is known of the picture."""
+        if self.labels is None:
+            return torch.zeros(len(self), dtype=torch.bool)
+        return self.labels >= 0 if self.kind == "classes" else ~self.labels.isnan().all(dim=1)
+
+    def held_out(self, share: float, seed: int) -> tuple[Tensor, Tensor]:
+        """Row numbers kept and held out, alike in classes, tags or numbers, groups whole: see `data.splits.held_out`."""
+        truth = self.truth().cpu().numpy()
+        names = [str(number) for number in range(int(truth.max()) + 1 if self.kind == "classes" else truth.shape[1])]
+        labels = Labels(self.kind, truth, names, None if self.groups is None else self.groups.cpu().numpy())
+        kept, held, _ = held_out(labels, share, seed)
+        device = self.truth().device
+        return torch.from_numpy(kept).to(device), torch.from_numpy(held).to(device)
 
     def rows(self, ids: Tensor) -> FeatureTable:
         """The pictures of these row numbers."""
-        labels = None if self.labels is None else self.labels[ids.to(self.labels.device)]
+
+        def of(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[ids.to(x.device)]
+
         parts = {name: x[ids.to(x.device)] for name, x in self.parts.items()}
-        return replace(self, parts=parts, labels=labels, names=[self.names[i] for i in ids.tolist()])
+        names = [self.names[i] for i in ids.tolist()]
+        return replace(self, parts=parts, labels=of(self.labels), groups=of(self.groups), ids=of(self.ids), names=names)
 
     def to(self, device: torch.device | str) -> FeatureTable:
         labels = None if self.labels is None else self.labels.to(device)
@@ -103,54 +137,34 @@ def extract(
     Unreadable pictures have no row and are counted in `skipped`. A line on stderr every five seconds says how far it is.
     """
     model = encoder.model.eval().to(device)
-    batches = _stills(pictures, indices, batch_size, workers, title)
-    return _table(((pool(model, x.to(device), layers), labels, names) for x, labels, names in batches), _count(pictures, indices))
+    return tabulate(lambda x: pool(model, x.to(device), layers), pictures, indices, batch_size, workers, title)
 
 
 def pixel_statistics(pictures: Stills, indices: Any = None, batch_size: int = 256, workers: int = 0, title: str = "") -> FeatureTable:
     """Mean and standard deviation of each channel as features `pixels` (n, 2C): what colour and contrast alone tell."""
-    batches = _stills(pictures, indices, batch_size, workers, title)
-    rows = (({"pixels": torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3))], dim=1)}, labels, names) for x, labels, names in batches)
-    return _table(rows, _count(pictures, indices))
+    return tabulate(lambda x: {"pixels": torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3))], dim=1)}, pictures, indices, batch_size, workers, title)
 
 
-def _count(pictures: Stills, indices: Any) -> int:
-    return len(pictures) if indices is None else len(indices)
-
-
-def _stills(pictures: Stills, indices: Any, batch_size: int, workers: int, title: str):
-    """The evaluation pictures, with progress on stderr."""
-    total, done, said = _count(pictures, indices), 0, time.monotonic()
-    for x, labels, names in pictures.still_batches(batch_size, workers=workers, indices=indices):
+def tabulate(
+    features: Callable[[Tensor], dict[str, Tensor]], pictures: Stills, indices: Any = None, batch_size: int = 256, workers: int = 0, title: str = ""
+) -> FeatureTable:
+    """The table of `features(x (b, C, H, W)) -> {name: (b, D)}` over the evaluation pictures; progress goes to stderr."""
+    total, done, said = len(pictures) if indices is None else len(indices), 0, time.monotonic()
+    parts: dict[str, list[Tensor]] = {}
+    ids: list[int] = []
+    for x, numbers in pictures.numbered_batches(batch_size, workers=workers, indices=indices):
+        for name, rows in features(x).items():
+            parts.setdefault(name, []).append(rows.float().cpu())
+        ids += numbers
         done += len(x)
         if time.monotonic() - said > 5:
             said = time.monotonic()
             print(f"unmask: features{title and ' of '}{title}: {done:,} of {total:,} pictures", file=sys.stderr)
-        yield x, labels, names
-
-
-def _table(batches: Iterable[tuple[dict[str, Tensor], Tensor | None, Sequence[str]]], total: int) -> FeatureTable:
-    """The rows of all batches; what is missing of `total` was skipped."""
-    parts: dict[str, list[Tensor]] = {}
-    labels: list[Tensor] = []
-    names: list[str] = []
-    for pooled, numbers, words in batches:
-        for pooling, x in pooled.items():
-            parts.setdefault(pooling, []).append(x.float().cpu())
-        labels += [] if numbers is None else [torch.as_tensor(numbers, dtype=torch.int64)]
-        names += words
-    if not names:
+    if not ids:
         raise Refused("not one picture could be read: unmask inspect names what is wrong with each")
-    joined = {pooling: torch.cat(rows) for pooling, rows in parts.items()}
-    return FeatureTable(joined, torch.cat(labels) if labels else None, names, total - len(names))
-
-
-def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Row numbers kept and held out: a `share` of every class, at least one picture of a class that has two or more."""
-    order = seeds.uniform((len(labels),), seed, "split").to(labels.device)
-    held = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
-    for number in labels.unique():
-        rows = (labels == number).nonzero().flatten()
-        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-        held[rows[order[rows].argsort()[:count]]] = True
-    return (~held).nonzero().flatten(), held.nonzero().flatten()
+    joined = {name: torch.cat(rows) for name, rows in parts.items()}
+    names, table = [pictures.source.name(index) for index in ids], pictures.labels
+    if table is None:
+        return FeatureTable(joined, None, names, total - len(ids), ids=torch.tensor(ids))
+    groups = None if table.groups is None else torch.from_numpy(table.groups[ids])
+    return FeatureTable(joined, torch.from_numpy(table.values[ids]), names, total - len(ids), table.kind, groups, torch.tensor(ids))

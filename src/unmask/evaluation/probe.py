@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from unmask import seeds
 from unmask.errors import Refused
-from unmask.evaluation.features import FeatureTable, split
+from unmask.evaluation.features import FeatureTable
 from unmask.optim.lars import Lars
 from unmask.optim.schedule import cosine, warmup_cosine
 
@@ -57,7 +57,7 @@ def linear(
     labels = table.classes_of()
     batch_size = batch_size or _batch(len(labels))
     absolute = torch.tensor(rates) * batch_size / 256
-    parts = [split(labels, held_out, seed + 1000 * part) for part in range(5 if len(labels) < 2000 else 1)]
+    parts = [table.held_out(held_out, seed + 1000 * part) for part in range(5 if len(labels) < 2000 else 1)]
     if not len(parts[0][1]):
         raise Refused("a linear probe needs at least two labelled pictures of a class: give more pictures")
     tried = []

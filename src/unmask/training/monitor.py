@@ -93,12 +93,14 @@ class Monitor:
         """Pictures chosen once: labelled ones where there are labels, as many as the length of the run and memory allow."""
         if self.kept is None:
             order = self.order
-            if self.pictures.labels is not None and (self.pictures.labels >= 0).any():
-                order = order[torch.from_numpy(self.pictures.labels)[order] >= 0]
+            known = self.pictures.labels
+            if known is not None and known.kind == "classes" and known.known.any():
+                order = order[torch.from_numpy(known.known)[order]]
             height, width = self.pictures.img_size
             fit = int(MEMORY / (4 * self.pictures.format.in_chans * height * width))
             parts = list(self.pictures.still_batches(64, indices=order[: max(DRAWN, min(self.most, fit))].tolist()))
-            labels = torch.cat([part[1] for part in parts if part[1] is not None]) if parts[0][1] is not None else None
+            classes = known is not None and known.kind == "classes"  # of tags and numbers there is no kNN while it trains
+            labels = torch.cat([part[1] for part in parts if part[1] is not None]) if classes else None
             self.kept = torch.cat([part[0] for part in parts]), labels
         return self.kept
 

@@ -70,7 +70,7 @@ def begin(recipe: Recipe, out: Path) -> Path:
 
 def prepare(recipe: Recipe) -> tuple[Recipe, Source, Format, Learner, list[str]]:
     """The recipe with nothing left open, what was measured, the learner at step 0, and what to tell."""
-    source = open_source(recipe.data, recipe.input.labels)
+    source = open_source(recipe.data, recipe.input)
     trunk, reading = recipe.trunk, recipe.input
     format = survey(source, trunk.in_chans, reading.normalize, recipe.train.seed, reading.max_bad_share, reading.tile)
     recipe, said = plan.choose(started(recipe), len(source), format)
@@ -114,7 +114,7 @@ def again(run: Path, force: bool, said: Mapping[str, Any]) -> Path:
         try:
             with stop.at_once():
                 folder.take()
-                source = open_source(after.data if data is None else data, after.input.labels)
+                source = open_source(after.data if data is None else data, after.input)
                 after = check_data(folder, after, source, force)
                 if said:
                     write_whole(run / CONFIG, after.text())
@@ -267,7 +267,7 @@ def work(fabric: Any, path: Path, data: Any, learner: Learner | None, stop: Stop
     kept = json.loads((path / DATA).read_text(encoding="utf-8"))
     format = Format(**{field.name: kept["statistics"][field.name] for field in fields(Format)})
     learner = learner or build(recipe)
-    source = open_source(recipe.data if data is None else data, recipe.input.labels)
+    source = open_source(recipe.data if data is None else data, recipe.input)
     reading, settings = recipe.input, recipe.train
     pictures = pictures_of(recipe, source, format, folder.quarantine)
     statistics = {name: getattr(format, name) for name in ("mean", "std", "low", "high")}

@@ -1,0 +1,201 @@
+"""Labels as people have them: classes, tags and numbers out of any table, told apart, and refused by row and value."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unmask.data.labels import Labels, aligned
+from unmask.data.sources import open_source
+from unmask.errors import Refused
+from unmask.settings import Labelled
+
+nan = float("nan")
+
+
+def told(labels, count: int = 4, **asked) -> tuple[Labels, str]:
+    """What is made of labels in memory, and how that is said."""
+    source = open_source(np.zeros((count, 8, 8), np.uint8), Labelled(labels=labels, **asked))
+    return source.labels, source.said[-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "values", "names"),
+    [
+        ([3, 1, None, 1], "classes", [1, 0, -1, 0], ["1", "3"]),
+        (["b", "a", None, ""], "classes", [1, 0, -1, -1], ["a", "b"]),
+        ([10, 9, -1, 9], "classes", [1, 0, -1, 0], ["9", "10"]),
+        ([1, -1, -1, 1], "classes", [1, 0, 0, 1], ["-1", "1"]),
+        (np.array([2, 0, 1, 2]), "classes", [2, 0, 1, 2], ["0", "1", "2"]),
+        (torch.tensor([1, 0, 1, 0]), "classes", [1, 0, 1, 0], ["0", "1"]),
+        ([True, False, True, True], "classes", [1, 0, 1, 1], ["0", "1"]),
+        ([0.5, 1.0, nan, 2.0], "numbers", [[0.5], [1.0], [nan], [2.0]], ["label"]),
+        (np.array([1.0, 2.0, 3.0, 4.0]), "numbers", [[1.0], [2.0], [3.0], [4.0]], ["label"]),
+        (np.array([[1, 0], [0, 0], [1, 1], [0, 1]]), "tags", [[1, 0], [0, 0], [1, 1], [0, 1]], ["label 0", "label 1"]),
+        (torch.tensor([[1.0, nan], [0, 0], [1, 1], [0, 1]]), "tags", [[1, nan], [0, 0], [1, 1], [0, 1]], ["label 0", "label 1"]),
+        (np.array([[1.5, 2], [0, 0], [1, 1], [0, 1]]), "numbers", [[1.5, 2], [0, 0], [1, 1], [0, 1]], ["label 0", "label 1"]),
+        ([["a", "b"], [], ["b"], None], "tags", [[1, 1], [0, 0], [0, 1], [nan, nan]], ["a", "b"]),
+        (["a;b", "", "b", "b ; c"], "tags", [[1, 1, 0], [0, 0, 0], [0, 1, 0], [0, 1, 1]], ["a", "b", "c"]),
+        (["a|b", "a", "b", "a|b"], "tags", [[1, 1], [1, 0], [0, 1], [1, 1]], ["a", "b"]),
+        (["a, b", "a", "b", "['a', 'b']"], "tags", [[1, 1], [1, 0], [0, 1], [1, 1]], ["a", "b"]),
+        (["tench, Tinca", "shark, Carcharodon", "tench, Tinca", "x"], "classes", [1, 0, 1, 2], ["shark, Carcharodon", "tench, Tinca", "x"]),
+        (["12.5", "NA", "3", ""], "numbers", [[12.5], [nan], [3], [nan]], ["label"]),
+        (["1.0", "0.0", "", "1.0"], "classes", [1, 0, -1, 1], ["0", "1"]),
+        ({"cat": [1, 0, 1, 1], "dog": ["0", "1", "", "1"]}, "tags", [[1, 0], [0, 1], [1, nan], [1, 1]], ["cat", "dog"]),
+        ({"height": [1, 2, 3, 4], "age": [0.5, 1, 2, 3]}, "numbers", [[1, 0.5], [2, 1], [3, 2], [4, 3]], ["height", "age"]),
+    ],
+)
+def test_what_columns_are_taken_for(given, kind, values, names):
+    labels, said = told(given)
+    assert (labels.kind, labels.names) == (kind, names) and f"read as {kind}" in said
+    assert np.array_equal(labels.values, np.array(values), equal_nan=kind != "classes")
+    assert labels.values.dtype == (np.int64 if kind == "classes" else np.float32)
+    assert labels.known.tolist() == ([value >= 0 for value in values] if kind == "classes" else [not np.isnan(row).all() for row in values])
+
+
+def test_what_is_meant_goes_before_the_guess():
+    assert told([1, 2, 2, 5], task="numbers")[0].values[:, 0].tolist() == [1, 2, 2, 5]
+    assert told(["a;b", "a", "b", "a"], task="classes")[0].names == ["a", "a;b", "b"]
+    assert told([0.5, 1.5, 0.5, 2.0], task="classes")[0].names == ["0.5", "1.5", "2"]
+    assert told([1, 0, 1, 1], task="tags")[0].values.tolist() == [[1], [0], [1], [1]]
+    one_hot = {"cat": [1, 0, 0, 0], "dog": [0, 1, 0, 1]}
+    assert told(one_hot, task="classes")[0].values.tolist() == [0, 1, -1, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "says"),
+    [
+        ([1, 2, 3], {}, "3 labels for 4 samples"),
+        (["1", "2", "x", "4"], {"task": "numbers"}, "row 2, label: 'x' is no number"),
+        ({"cat": [1, 0, 2, 0]}, {"task": "classes", "label": "dog"}, "no column 'dog' .*cat"),
+        ({"cat": [1, 0, 2, 0], "dog": [0, 0, 1, 1]}, {"task": "tags"}, "row 2, cat: '2' is neither 0 nor 1"),
+        ({"cat": [1, 0, 1, 0], "dog": [0, 0, 1, 1]}, {"task": "classes"}, "row 2.*tags"),
+        ({"a": ["x", "y", "x", "y"], "b": [1, 2, 3, 4]}, {}, "which column holds the labels"),
+        ([None, "", None, None], {}, "empty in every row"),
+        ({"label": [1, 2, 3, 4], "split": ["train", "train", "tset", "val"]}, {}, "row 2, split: 'tset' is none of train, val and test"),
+        ({"label": [1, 2, 3, 4], "fold": [1, 2, 3, 4]}, {"split": "fold=9"}, "no row .* '9'"),
+        ({"label": [1, 2, 3, 4], "patient": list("aabb")}, {"group": "patent"}, "did you mean patient"),
+        (np.zeros((4, 2, 3)), {}, r"shape \(4, 2, 3\)"),
+    ],
+)
+def test_bad_tables_are_refused_in_one_line(given, asked, says):
+    with pytest.raises(Refused, match=says) as refused:
+        told(given, **asked)
+    assert "\n" not in str(refused.value)
+
+
+def test_groups_and_splits():
+    table = {"label": list("abab"), "patient": ["p1", "p2", "p1", None], "part": ["Train", "validation", "test", ""]}
+    labels, said = told(table, group="patient", split="part")
+    assert labels.groups[0] == labels.groups[2] and len(set(labels.groups.tolist())) == 3 and labels.groups[3] < 0
+    assert labels.splits.tolist() == ["train", "val", "test", ""] and "groups by patient (3)" in said and "train 1, val 1, test 1, none 1" in said
+    again, _ = told({"label": list("abab"), "group": ["p2", "p2", "p9", "p1"]})
+    assert again.groups[3] == labels.groups[0] and again.groups[0] == labels.groups[1], "a group has the same number in every table"
+    flags, _ = told({"label": [0, 1, 0, 1], "is_test": [True, False, False, True]})
+    assert flags.splits.tolist() == ["test", "train", "train", "test"]
+    part = labels.rows([2, 1])
+    assert part.values.tolist() == [0, 1] and part.splits.tolist() == ["test", "val"] and part.groups[0] == labels.groups[0]
+
+
+def test_labels_agree_by_name():
+    val = Labels("classes", np.array([0, 1, -1, 2]), ["dog", "cat", "cow"])
+    assert aligned(val, Labels("classes", np.zeros(1), ["cat", "dog"])).values.tolist() == [1, 0, -1, -1]
+    val = Labels("tags", np.array([[1, 0]], np.float32), ["b", "c"])
+    assert np.array_equal(aligned(val, Labels("tags", val.values, ["a", "b"])).values, [[nan, 1]], equal_nan=True)
+    val = Labels("numbers", np.array([[1.5]], np.float32), ["height"])
+    assert aligned(val, Labels("numbers", val.values, ["size"])).names == ["size"]
+    with pytest.raises(Refused, match="share none of their tags"):
+        aligned(Labels("tags", np.zeros((1, 1)), ["x"]), Labels("tags", np.zeros((1, 1)), ["y"]))
+    with pytest.raises(Refused, match="--task"):
+        aligned(val, Labels("tags", np.zeros((1, 1)), ["y"]))
+
+
+def test_uneven_classes_are_reported():
+    even = Labels("classes", np.repeat([0, 1], [50, 50]), ["a", "b"])
+    assert even.balance() == {"largest": ["a", 50], "smallest": ["a", 50], "imbalance": 1.0} and len(even.said()) == 1
+    uneven = Labels("classes", np.repeat([0, 1, 2], [110, 10, 40]), ["a", "b", "c"])
+    line, hint = uneven.said()
+    assert line == "160 labelled pictures, 3 classes: largest a 110 (68.8%), smallest b 10 (6.2%)" and "11 times" in hint and "balanced_accuracy" in hint
+    assert Labels("classes", np.repeat([0, 1], [100, 10]), ["a", "b"]).said()[1:] == [], "a hint only above ten times"
+    assert "map" in Labels("tags", np.array([[1, 0]] * 30 + [[0, 1]], np.float32), ["a", "b"]).said()[1]
+    assert Labels("numbers", np.array([[1.5], [nan], [3]], np.float32), ["x"]).balance() == {"range": {"x": [1.5, 3.0]}}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for name in ("a/1.png", "a/2.png", "b/1.png", "b/3.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / name)
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("kind", ["csv", "semicolon", "tsv", "parquet"])
+def test_label_files(photos, kind):
+    columns = {"path": ["a/1.png", "photos/a/2.png", str(photos / "b/1.png"), "elsewhere/3.png", "no/9.png"], "label": ["x", "y", "x", "z", "x"]}
+    path = photos.parent / f"labels.{'csv' if kind == 'semicolon' else kind}"
+    if kind == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table(columns), path)
+    else:
+        mark = {"csv": ",", "semicolon": ";", "tsv": "\t"}[kind]
+        path.write_text("\n".join(mark.join(row) for row in [columns.keys(), *zip(*columns.values())]), encoding="utf-8-sig")
+    source = open_source(str(photos), str(path))
+    assert [source.labels.names[number] for number in source.labels.values] == ["x", "y", "x", "z"]
+    assert source.said[-1] == f"1 of 5 paths in {path} are none of these pictures"
+
+
+def test_a_file_of_groups_goes_beside_class_folders(photos):
+    path = photos.parent / "patients.csv"
+    path.write_text("path,patient\na/1.png,p\na/2.png,q\nb/1.png,p\n")
+    source = open_source(str(photos), Labelled(labels=str(path), group="patient"))
+    assert source.labels.names == ["a", "b"] and source.labels.values.tolist() == [0, 0, 1, 1] and source.labels.groups[0] == source.labels.groups[2]
+    assert source.labels.groups[3] < 0, "a picture without a row is no group's"
+
+
+def test_names_without_endings(photos):
+    path = photos.parent / "ids.csv"
+    path.write_text("id,label\na/1,x\n2,y\nb/1,z\n3,x\n")
+    assert open_source(str(photos), str(path)).labels.values.tolist() == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no column 'path'"),
+        ("path,label\n", "is empty"),
+        ("name,label\na,b\n", r"no column 'path' \(it has name, label\)"),
+        ("path,label\na/1.png,x\na/1.png,y\n", r"'a/1.png' stands in rows 2 and 3 with different labels.*a;b"),
+        ("path,label\na/1.png,x,y\n", "3 cells, but the first line names 2"),
+        ("path,label\na/1.png,\n", "empty in every row"),
+        ("path,label\nelse.png,1\n", "no row of .* matches"),
+        ("path,label,label\na/1.png,1,2\n", "two columns are called 'label'"),
+        ("path,split\na/1.png,half\n", "row 2, split: 'half'"),
+        ("path\na/1.png\n", "only column is 'path'"),
+    ],
+)
+def test_bad_label_files_are_refused_in_one_line(photos, text, says):
+    path = photos.parent / "labels.csv"
+    path.write_text(text)
+    with pytest.raises(Refused, match=says) as refused:
+        open_source(str(photos), str(path))
+    assert "\n" not in str(refused.value)
+
+
+def test_the_same_row_twice_and_odd_files(photos):
+    path = photos.parent / "labels.csv"
+    path.write_text("path,label\na/1.png,x\na/1.png,x\n\nb/1.png,y\n")
+    assert open_source(str(photos), str(path)).labels.values.tolist() == [0, -1, 1, -1]
+    with pytest.raises(Refused, match="no label file"):
+        open_source(str(photos), str(photos / "none.csv"))
+    path.write_bytes(b"path,label\n\xff\xfe,1\n")
+    with pytest.raises(Refused, match="UTF-8"):
+        open_source(str(photos), str(path))
+    (photos.parent / "labels.json").write_text("{}")
+    with pytest.raises(Refused, match=r"\.csv, \.tsv or \.parquet"):
+        open_source(str(photos), str(photos.parent / "labels.json"))
+    with pytest.raises(Refused, match="--group names a column"):
+        open_source(str(photos), Labelled(group="patient"))
