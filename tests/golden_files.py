@@ -24,4 +24,4 @@ def names(method: str, holds: str, source: str = "") -> list[str]:
 def keys(name: str) -> dict[str, tuple[int, ...]]:
     """The names and shapes of a published state dict."""
     rows = (line.split("\t") for line in (KEYS / f"{name}.tsv").read_text().splitlines() if line and not line.startswith("#"))
-    return {key: tuple(int(size) for size in shape.replace("x", ",").split(",") if size) for key, shape, *_ in rows}
+    return {key: tuple(int(size) for size in shape.replace("x", ",").split(",") if size.isdigit()) for key, shape, *_ in rows}

@@ -1,11 +1,11 @@
 """A run, its file or an official file, to the learner that made it."""
 
+import argparse
 import json
-import sys
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from unmask.errors import Refused
 from unmask.interchange import official
@@ -29,8 +29,8 @@ def write(learner, file, **changes):
     save_file(learner.state_dict(), file, metadata)
 
 
-def same(one, other):
-    x = pictures(2, 5, (32, 48))
+def same(one, other, channels=5, size=(32, 48)):
+    x = pictures(2, channels, size)
     noise = torch.rand(2, one.draws(x))
     assert torch.equal(one(x, noise)["loss"], other(x, noise)["loss"])
     assert str(one.masking.ratio) == str(other.masking.ratio)
@@ -50,21 +50,80 @@ def test_a_run_that_has_not_ended_gives_its_newest_checkpoint(tmp_path, learner)
     same(learner, load(tmp_path))
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_an_official_full_file(tmp_path, learner, monkeypatch, suffix):
-    monkeypatch.setattr(sys.modules["unmask.load"], "SIZES", {48: ("vit_tiny_patch16_224", 2)})
+FORK = {"width": 64, "depth": 2, "heads": 1}  # the sizes that are assumed where a file does not say them
+
+
+def official_full(**changes):
+    """A learner at a fork's size, and its tensors under MAE's own names."""
     torch.manual_seed(0)
-    made = MAE(decoder_width=32, decoder_depth=3, decoder_heads=2).build("vit_tiny_patch16_224", (32, 32), 3, 8, width=48, heads=3).eval()
-    monkeypatch.setattr(MAE, "build", lambda self, model, size, chans, patch, _build=MAE.build: _build(self, model, size, chans, patch, width=48, heads=3))
-    state = official.to_mae(made.state_dict(), (8, 8)) | {"decoder_pos_embed": torch.zeros(1, 17, 32)}
-    if suffix == ".pth":
-        torch.save({"model": state}, tmp_path / "full.pth")
-    else:
-        save_file(state, tmp_path / "full.safetensors")
+    method = MAE(decoder_width=32, decoder_depth=3, decoder_heads=1, **changes)
+    made = method.build("vit_tiny_patch16_224", (32, 32), 3, 8, **FORK).eval()
+    table = torch.cat([torch.zeros(1, 1, 32), made.objectives["pixels"].decoder.places], dim=1)
+    return made, official.to_mae(made.state_dict(), (8, 8)) | {"decoder_pos_embed": table}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_an_official_full_file(tmp_path, suffix, capsys):
+    made, state = official_full()
+    torch.save({"model": state}, tmp_path / "full.pth") if suffix == ".pth" else save_file(state, tmp_path / "full.safetensors")
     found = load(tmp_path / f"full{suffix}")
-    x = pictures(2)
-    noise = torch.rand(2, 16)
-    assert torch.equal(found(x, noise)["loss"], made(x, noise)["loss"]) and found.objectives["pixels"].target.normalize
+    same(made, found, channels=3, size=(32, 32))
+    assert found.objectives["pixels"].target.normalize and "normalised patch by patch is assumed" in capsys.readouterr().err
+
+
+def test_the_published_files_of_plain_pixels_are_known_by_their_name(tmp_path, capsys):
+    made, state = official_full(norm_pix=False)
+    torch.save({"model": state}, tmp_path / "mae_visualize_vit_base.pth")
+    same(made, load(tmp_path / "mae_visualize_vit_base.pth"), channels=3, size=(32, 32))
+    assert "plain pixels" in capsys.readouterr().err
+    assert load(tmp_path / "mae_visualize_vit_base.pth", norm_pix=True).objectives["pixels"].target.normalize
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
+def test_a_training_checkpoint_says_its_settings(tmp_path, norm_pix, capsys):
+    made, state = official_full(norm_pix=norm_pix, mask_ratio=0.5)
+    args = argparse.Namespace(norm_pix_loss=norm_pix, mask_ratio=0.5, model="mae_vit_small_patch8")
+    torch.save({"model": state, "optimizer": {"state": {}}, "epoch": 3, "scaler": {}, "args": args}, tmp_path / "checkpoint-3.pth")
+    same(made, load(tmp_path / "checkpoint-3.pth"), channels=3, size=(32, 32))
+    assert "target" not in capsys.readouterr().err
+
+
+def test_a_decoder_with_places_of_its_own_keeps_them(tmp_path):
+    made, state = official_full()
+    state["decoder_pos_embed"] = state["decoder_pos_embed"].clone()
+    state["decoder_pos_embed"][:, 1:] += 0.5
+    torch.save({"model": state}, tmp_path / "learned.pth")
+    found = load(tmp_path / "learned.pth")
+    made.objectives["pixels"].decoder.places.add_(0.5)
+    same(made, found, channels=3, size=(32, 32))
+    state["decoder_pos_embed"][:, 0] += 0.5
+    torch.save({"model": state}, tmp_path / "class.pth")
+    assert "places of its own" in refusal(tmp_path / "class.pth")
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
+@pytest.mark.parametrize("names", ["file", "memory", "4.x"])
+def test_a_hugging_face_folder_is_its_model(tmp_path, names, norm_pix):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 48, "image_size": 32, "patch_size": 8}
+    sizes |= {"decoder_hidden_size": 32, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 4, "decoder_intermediate_size": 128}
+    model = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**sizes, norm_pix_loss=norm_pix, mask_ratio=0.6, layer_norm_eps=1e-3)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.decoder.decoder_pos_embed.data[:, 0] = 0
+    model.save_pretrained(tmp_path)
+    if names != "file":
+        state = {key.replace("decoder_encoder.layer", "decoder_layers"): value for key, value in load_file(tmp_path / "model.safetensors").items()}
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(model.state_dict() if names == "memory" else state, tmp_path / "pytorch_model.bin")
+    found = load(tmp_path)
+    x = pictures(3, 3, (32, 32))
+    noise = torch.rand(3, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(found(x, noise)["loss"], model(x, noise=noise).loss, rtol=1e-5, atol=1e-6)
+    assert found.objectives["pixels"].target.normalize == norm_pix
+    assert load(tmp_path / ("model.safetensors" if names == "file" else "pytorch_model.bin")).masking.now == 0.6
 
 
 def refusal(path) -> str:
@@ -88,6 +147,11 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path, learner):
     settings = {"mask_ratio": ".75", "decoder_depth": 3, "decoder_width": 32}
     write(learner, tmp_path / "other.safetensors", settings=json.dumps(settings))
     assert "other.safetensors does not fit" in refusal(tmp_path / "other.safetensors")
-    state = official.to_mae(learner.state_dict(), (8, 8))
-    save_file(state, tmp_path / "odd.safetensors")
-    assert "width 48" in refusal(tmp_path / "odd.safetensors")
+    _, state = official_full()
+    lost = {key: value for key, value in state.items() if key != "decoder_blocks.1.norm1.weight"}
+    torch.save({"model": lost}, tmp_path / "cut.pth")
+    assert "decoder_blocks" in refusal(tmp_path / "cut.pth") or "does not fit MAE's decoder" in refusal(tmp_path / "cut.pth")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text('{"model_type": "vit_mae", "num_attention_heads": 1}')
+    save_file({"embeddings.cls_token": torch.zeros(1, 1, 8)}, tmp_path / "hf" / "model.safetensors")
+    assert "ViTMAEForPreTraining" in refusal(tmp_path / "hf")

@@ -8,24 +8,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from unmask.errors import Refused
-from unmask.interchange import official
+from unmask.interchange import huggingface, official
+from unmask.interchange.foreign import norm_eps, read_config
+from unmask.interchange.naming import identify
+from unmask.interchange.shapes import Network, heads_of_family, network_of
+from unmask.interchange.timm import rebuild, set_norm_eps
+from unmask.interchange.weights import Weights, read, read_folder, read_safetensors
 from unmask.methods import find
 from unmask.model import Learner
 from unmask.settings import FORMAT, Ratio
 
-SIZES = {768: ("vit_base_patch16_224", 16), 1024: ("vit_large_patch16_224", 16), 1280: ("vit_huge_patch14_224", 16)}  # width: model, decoder heads
 
+def load(path: str | Path, **said: Any) -> Learner:
+    """The learner in a run folder, in its `model.safetensors`, in an official MAE file or in a Hugging Face folder of ViTMAE.
 
-def load(path: str | Path) -> Learner:
-    """The learner in a run folder, in its `model.safetensors` or in an official MAE file (encoder and decoder).
-
-    A file that holds only an encoder is refused: reconstructing needs the decoder. Of an official file, which carries no
-    settings, per-patch normalisation is assumed.
+    A file that holds only an encoder is refused: reconstructing needs the decoder. `said`: what a file does not tell, `heads`
+    and `decoder_heads`, `norm_pix` (whether its targets were normalised patch by patch) and `img_size`, where it is not square.
     """
     path = Path(path)
+    if path.is_dir() and (path / "config.json").is_file() and not (path / "config.yaml").is_file() and identify(path).kind == "hugging face folder":
+        return from_huggingface_folder(path)
     file = path / "model.safetensors" if path.is_dir() else path
     if path.is_dir() and not file.is_file():
         newest = sorted((path / "checkpoints").glob("step-*/model.safetensors"), key=lambda file: int(file.parent.name[5:]))
@@ -34,24 +40,13 @@ def load(path: str | Path) -> Learner:
         file = newest[-1]
     if not file.is_file():
         raise Refused(f"no run or file {path}")
-    metadata = read_metadata(file) if file.suffix == ".safetensors" else {}
-    state = official.read(str(file))
-    if "method" in metadata:
-        return from_metadata(metadata, state, file)
-    if any(key.startswith("decoder_blocks.") for key in state):
-        return from_official_mae(state, file)
-    raise Refused(f"{file} holds an encoder only, and this needs the decoder too: give the run folder or its model.safetensors")
-
-
-def read_metadata(file: Path) -> dict[str, str]:
-    """The metadata strings of a safetensors file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "pt") as opened:
-            return dict(opened.metadata() or {})
-    except SafetensorError as error:
-        raise Refused(f"{file} is no readable safetensors file: {error}") from None
+    if file.suffix == ".safetensors":
+        state, metadata = read_safetensors(file)
+        if "method" in metadata:
+            return from_metadata(metadata, state, file)
+    if identify(file).kind == "hugging face folder":
+        return from_huggingface_folder(file.parent)
+    return from_official_mae(read(file), **said)
 
 
 def metadata_of(method: Any, name: str, **build: Any) -> dict[str, str]:
@@ -72,22 +67,69 @@ def from_metadata(metadata: Mapping[str, str], state: Mapping[str, Tensor], file
     return learner.eval()
 
 
-def from_official_mae(state: dict[str, Tensor], file: Path) -> Learner:
-    """A learner from MAE's own names (`*_full.pth`, `mae_visualize_*`), sizes read off the tensors."""
-    embed = state["patch_embed.proj.weight"]  # (D, C, p, p)
-    width, in_chans, patch = embed.shape[0], embed.shape[1], embed.shape[-1]
-    if width not in SIZES:
-        raise Refused(f"{file}: no published MAE has width {width}; known: {', '.join(map(str, SIZES))}")
-    model, heads = SIZES[width]
-    side = round((state["pos_embed"].shape[1] - 1) ** 0.5) * patch
-    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("decoder_blocks."))
-    method = find("mae")(decoder_width=state["mask_token"].shape[-1], decoder_depth=depth, decoder_heads=heads)
-    learner = method.build(model, (side, side), in_chans, patch)
-    ours, left = official.from_mae(state)
-    missing, unexpected = learner.load_state_dict(ours, strict=False)
+def from_official_mae(weights: Weights, **said: Any) -> Learner:
+    """A learner from MAE's own names (`*_full.pth`, `mae_visualize_*`, checkpoints of forks), sizes read off the tensors.
+
+    What the training's settings say (`args` of a checkpoint) is taken: per-patch normalisation and the masked share.
+    """
+    parts = official.take_apart(weights)
+    path, decoder, args = weights.path, parts.decoder, weights.settings
+    if not decoder:
+        raise Refused(f"{path} holds an encoder only, and this needs the decoder too: give a file with decoder_* (MAE's *_full or mae_visualize_*), or a run")
+    hint = heads_of_family(parts.family, parts.trunk, decoder)
+    network = network_of(parts.trunk, path, said.get("img_size"), said.get("heads"), hint)
+    if "norm_pix" in said or isinstance(args.get("norm_pix_loss"), bool):
+        normed, told = bool(said.get("norm_pix", args.get("norm_pix_loss"))), ""
+    else:
+        normed = not Path(path).name.startswith("mae_visualize")
+        told = "a target normalised patch by patch is assumed" if normed else "a target of plain pixels is assumed, as the files mae_visualize_* have it"
+    settings = {"norm_pix": normed} | ({"mask_ratio": args["mask_ratio"]} if isinstance(args.get("mask_ratio"), float) else {})
+    width = decoder["mask_token"].shape[-1]
+    heads = said.get("decoder_heads") or (3 if hint and width == 96 else 6 if hint else max(1, width // 32))
+    lines = [f"{path} says no settings: {told}"] if told else []
+    lines += [f"decoder of {heads} heads assumed, {width // heads} columns each"] if width != 512 and "decoder_heads" not in said else []
+    for line in [*network.assumed, *lines]:
+        print(f"unmask: {line}", file=sys.stderr)
+    return _mae(parts.trunk, decoder, network, heads, settings, path)
+
+
+def from_huggingface_folder(folder: Path) -> Learner:
+    """A learner from a Hugging Face folder of ViTMAEForPreTraining: settings of its config, exactly its function."""
+    config, kind = read_config(folder)
+    state, _ = huggingface.from_huggingface(read_folder(folder).state, kind)
+    decoder = {name: state.pop(name) for name in list(state) if name.startswith("decoder_") or name == "mask_token"}
+    if "decoder_pred.weight" not in decoder:
+        raise Refused(f"{folder} holds an encoder only ({', '.join(config.get('architectures') or [kind])}), and this needs the decoder of ViTMAEForPreTraining too")
+    size = config.get("image_size", 224)
+    network = network_of(state, str(folder), tuple(size) if isinstance(size, list) else (size, size), config["num_attention_heads"])
+    settings = {"norm_pix": bool(config.get("norm_pix_loss", False)), "mask_ratio": float(config.get("mask_ratio", 0.75))}
+    learner = _mae(state, decoder, network, config["decoder_num_attention_heads"], settings, str(folder))
+    set_norm_eps(learner, norm_eps(config))
+    return learner
+
+
+def _mae(trunk: dict[str, Tensor], decoder: dict[str, Tensor], network: Network, heads: int, settings: dict[str, Any], path: str) -> Learner:
+    """MAE's learner around these tensors (timm's names, and MAE's own of its decoder)."""
+    depth = 1 + max(int(key.split(".")[1]) for key in decoder if key.startswith("decoder_blocks."))
+    sizes = {"decoder_width": decoder["mask_token"].shape[-1], "decoder_depth": depth, "decoder_heads": heads}
+    learner = find("mae")(**settings, **sizes).build(rebuild(network.name, network.kwargs))
+    ours, left = official.from_mae(trunk | decoder)
+    try:
+        missing, unexpected = learner.load_state_dict(ours, strict=False)
+    except RuntimeError as error:
+        raise Refused(f"{path} does not fit MAE's decoder and {network.name}: {' '.join(str(error).split())[:300]}") from None
     if left or missing or unexpected:
-        raise Refused(f"{file} does not fit {model}: unknown {left + unexpected}, missing {missing}"[:400])
-    print(f"{file} says no settings: a target normalised patch by patch is assumed (the files mae_visualize_* were trained without)", file=sys.stderr)
+        raise Refused(f"{path} does not fit MAE's decoder and {network.name}: unknown {left + unexpected}, missing {missing}"[:400])
+    _same_places(learner, decoder.get("decoder_pos_embed"), path)
     return learner.eval()
 
 
+def _same_places(learner: Learner, table: Tensor | None, path: str) -> None:
+    """Take a decoder's table of places from the file where it is not the sine-cosine one that we compute."""
+    if table is None:
+        return
+    places = learner.objectives["pixels"].decoder.places
+    if table.shape[1] != places.shape[1] + 1 or float(table[:, 0].abs().max()) > 1e-6:
+        raise Refused(f"{path} has a decoder with places of its own for class tokens (Pixio, or a fork): this version computes MAE's decoder only")
+    if not torch.allclose(table[:, 1:], places, atol=1e-5):
+        places.copy_(table[:, 1:])

@@ -50,11 +50,11 @@ OTHERS = (  # (a name that tells, whose it is): first match wins; these networks
 )
 
 HARMLESS = (  # (names, what they are): left out of an encoder without changing what it computes
-    (r"^decoder_|^decoder\.|^mask_token$", "the decoder, not needed for an encoder"),
+    (r"^decoder_|^decoder\.", "the decoder, not needed for an encoder"),
     (r"^(dino_|ibot_)?head\.(mlp|last_layer|\d)|^(dino|ibot)_head\.|^predictor\.|^projector\.|^projection_head\.|^prototypes\.", "the projection head of its training"),
     (r"^head\.|^head_dist\.|^classifier\.|^cls_classifier\.|^distillation_classifier\.|^fc\.|^linear_head\.", "a classifier"),
-    (r"^pooler\.", "a layer on the class token that is no part of the features"),
-    (r"^(embeddings\.)?mask(ed)?_(token|embed)$", "the token that stood for masked patches in training"),
+    (r"(^|\.)pooler\.", "a layer on the class token that is no part of the features"),
+    (r"(^|\.)mask(ed)?_(token|embed)$", "the token that stood for masked patches in training"),
     (r"^pre_logits\.|^fc_norm$", "a layer before the classifier"),
 )
 OTHER_PART = "another part of its training (a second network, a loss, an optimiser)"
@@ -77,10 +77,18 @@ def groups(names: Iterable[str], otherwise: str) -> dict[str, list[str]]:
 
 
 def shortly(names: Iterable[str]) -> str:
-    """A few words for many names: `decoder_*`, `head.*`, `blocks.0.ls1.gamma …`."""
+    """A few words for many names: `decoder_*`, `head.*`, `blocks.*.attn.q_bias`."""
     stems: dict[str, list[str]] = {}
     for name in names:
-        stem = re.match(r"(\w+?_|\w+\.)", name)
-        stems.setdefault(stem[0] if stem else name, []).append(name)
-    said = [f"{stem}*" if len(inner) > 1 else inner[0] for stem, inner in stems.items()]
+        stems.setdefault(_stem(name), []).append(name)
+    said = [stem if len(inner) > 1 else inner[0] for stem, inner in stems.items()]
     return ", ".join(said[:4]) + (", …" if len(said) > 4 else "")
+
+
+def _stem(name: str) -> str:
+    if name.startswith("decoder_"):
+        return "decoder_*"
+    if ".blocks." in f".{name}":
+        return re.sub(r"\.(weight|bias)$", "", re.sub(r"\.\d+(?=\.)", ".*", name))
+    first, dot, _ = name.partition(".")
+    return f"{first}.*" if dot else first

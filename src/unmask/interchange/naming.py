@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from unmask.errors import Refused
 
+CHECKPOINTS = (".pth", ".pt", ".bin", ".ckpt", ".pyth")  # what torch.save's files are called
 FORMS = "a run folder, an encoder or checkpoint file, a Hugging Face folder, timm:NAME or random:NAME"
 
 
@@ -32,15 +33,31 @@ def identify(name: str | Path) -> Named:
         return _folder(path)
     if not path.is_file():
         raise Refused(f"no ENCODER '{word}': it is neither on disk nor of the form timm:NAME; give {FORMS}")
+    if path.name in ("model.safetensors", "pytorch_model.bin"):  # the weights of a folder whose config.json says the sizes
+        kind = _configured(path.parent)
+        if kind is not None:
+            return Named(kind, str(path.parent))
     if path.suffix == ".safetensors":
         return Named("learner file" if path.name == "model.safetensors" else "encoder file", str(path))
-    if path.suffix in (".pth", ".pt", ".bin", ".ckpt"):
+    if path.suffix in CHECKPOINTS or path.name.endswith(".pth.tar"):
         return Named("checkpoint file", str(path))
     raise Refused(f"ENCODER '{word}' is a {path.suffix or 'nameless'} file: give {FORMS}")
 
 
+def _configured(folder: Path) -> Literal["timm folder", "hugging face folder"] | None:
+    """Whose folder a config.json says it is."""
+    config = folder / "config.json"
+    if not config.is_file():
+        return None
+    try:
+        words = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError:
+        raise Refused(f"{config} is no JSON: {folder} is no encoder") from None
+    return "timm folder" if "architecture" in words else "hugging face folder" if "model_type" in words else None
+
+
 def _folder(path: Path) -> Named:
-    encoder, whole, config = path / "encoder.safetensors", path / "model.safetensors", path / "config.json"
+    encoder, whole = path / "encoder.safetensors", path / "model.safetensors"
     unfinished = (path / "config.yaml").is_file()
     if encoder.is_file():
         return Named("encoder file", str(encoder))
@@ -49,15 +66,9 @@ def _folder(path: Path) -> Named:
         if steps:
             return Named("learner file", str(steps[-1]), f"{path} is not finished: its newest checkpoint, {steps[-1].parent.name}, is used")
         raise Refused(f"the run {path} has no encoder.safetensors and no checkpoint yet: wait for its first checkpoint, or unmask resume {path}")
-    if config.is_file():
-        try:
-            words = json.loads(config.read_text())
-        except ValueError:
-            raise Refused(f"{config} is no JSON: {path} is no encoder") from None
-        if "architecture" in words:
-            return Named("timm folder", str(path))
-        if "model_type" in words:
-            return Named("hugging face folder", str(path))
+    kind = _configured(path)
+    if kind is not None:
+        return Named(kind, str(path))
     if whole.is_file():
         return Named("learner file", str(whole))
     raise Refused(f"the folder {path} holds no encoder (no encoder.safetensors, no checkpoints, no config.json): give {FORMS}")

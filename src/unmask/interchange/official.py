@@ -95,14 +95,14 @@ def take_apart(weights: Weights, plain: bool = True) -> Parts:
     `plain`: refuse names that a plain vision transformer does not have; without, they are kept (a network that was named).
     """
     state, path = weights.state, weights.path
-    if any(".layernorm_before." in name or name.endswith("embeddings.cls_token") for name in state):
-        raise Refused(f"{path} has Hugging Face's names: give the folder that holds it and its config.json, which says the sizes")
     family = family_of(state)
     if plain and family is not None:
         raise Refused(
             f"{path} holds {family}: this version opens plain vision transformers (MAE, DINO, DINOv2, iBOT, MoCo v3, I-JEPA, DeiT, Pixio); "
             "timm's own files of other networks with --model NAME"
         )
+    if any(".layernorm_before." in name or name.endswith("embeddings.cls_token") for name in state):
+        raise Refused(f"{path} has Hugging Face's names: give the folder that holds it and its config.json, which says the sizes")
     prefix = _prefix(weights, plain)
     inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     outside = [name for name in state if not name.startswith(prefix)]
@@ -144,7 +144,7 @@ def _renamed(trunk: dict[str, Tensor], path: str) -> dict[str, Tensor]:
     if unknown:
         raise Refused(f"{path} has {shortly(unknown)}, which no plain vision transformer has: what it computes is not known; if timm has the network, say --model NAME")
     if "pos_embed" not in ours:
-        raise Refused(f"{path} has no table of places (pos_embed): it is no MAE or other plain vision transformer")
+        raise Refused(f"{path} has no table of places (pos_embed): it is no MAE or other plain vision transformer; of another network that timm has say --model NAME")
     if registers:  # DINOv2: registers have no place, the class token's is added to it
         ours["cls_token"] = ours["cls_token"] + ours["pos_embed"][:, :1]
         ours["pos_embed"] = ours["pos_embed"][:, 1:]

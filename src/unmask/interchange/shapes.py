@@ -32,6 +32,7 @@ class Network(NamedTuple):
     name: str
     kwargs: dict[str, Any]
     assumed: list[str]
+    published: bool = True  # whether the name says the size, too
 
 
 def network_of(state: Mapping[str, Tensor], path: str, img_size: tuple[int, int] | None = None, heads: int | None = None, hint: int | None = None) -> Network:
@@ -71,7 +72,7 @@ def network_of(state: Mapping[str, Tensor], path: str, img_size: tuple[int, int]
         "num_classes": 0,
         "dynamic_img_size": True,
     }
-    return Network(_name(size, kwargs, hidden == 2 * state["blocks.0.mlp.fc2.weight"].shape[1]), kwargs, assumed)
+    return Network(_name(size, kwargs, hidden == 2 * state["blocks.0.mlp.fc2.weight"].shape[1]), kwargs, assumed, bool(size))
 
 
 def _name(size: str, kwargs: Mapping[str, Any], gated: bool) -> str:
@@ -105,7 +106,7 @@ def _depth(state: Mapping[str, Tensor], path: str) -> int:
         raise Refused(f"{path} has the blocks {sorted(inner)}: some are missing")
     lacking = [f"blocks.{i}.{name}" for i, names in sorted(inner.items()) for name in sorted(inner[0] - names)]
     if lacking:
-        raise Refused(f"{path} lacks {', '.join(lacking[:4])}: the file is cut, or holds another network")
+        raise Refused(f"{path} lacks {', '.join(lacking[:4])}: the file is cut, or its last block is a stump as in MAE-Lite's distilled network")
     return len(inner)
 
 
@@ -135,3 +136,10 @@ def _heads(width: int, said: int | None, hint: int | None, usual: int, doubt: bo
 def _ratio(hidden: int, width: int) -> float:
     """The ratio from which timm computes this number of hidden columns (it cuts off the fraction)."""
     return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
+
+
+def heads_of_family(family: str, trunk: Mapping[str, Tensor], decoder: Mapping[str, Tensor]) -> int | None:
+    """The heads that are known from elsewhere in the file: MoCo v3's ViT-S and MAE-Lite's ViT-T and ViT-S have 12."""
+    width = trunk["patch_embed.proj.weight"].shape[0]
+    lite = "decoder_embed.weight" in decoder and tuple(decoder["decoder_embed.weight"].shape) in ((96, 192), (192, 384)) and "decoder_blocks.1.norm1.weight" not in decoder
+    return 12 if lite or (family == "MoCo v3" and width == 384) else None

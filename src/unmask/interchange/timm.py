@@ -6,6 +6,7 @@ model.safetensors) and the metadata strings of a safetensors file.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from unmask.errors import Refused
+from unmask.interchange.report import Report
 from unmask.settings import FORMAT
 
 
@@ -43,7 +45,8 @@ class Encoder:
     high: tuple[float, ...] = (255.0,)
     source: str = ""  # where the weights come from, in words
     patch_size: tuple[int, int] | None = None
-    kwargs: Mapping[str, Any] = field(default_factory=dict)  # arguments of timm.create_model that rebuild the model
+    kwargs: Mapping[str, Any] = field(default_factory=dict)  # arguments of `rebuild` that build the model again
+    report: Report | None = None  # on weights that unmask did not write
 
 
 def describe(trunk: Any, meta: Mapping[str, Any] | None = None) -> dict[str, str]:
@@ -61,12 +64,29 @@ def describe(trunk: Any, meta: Mapping[str, Any] | None = None) -> dict[str, str
     return {key: value if isinstance(value, str) else json.dumps(_plain(value)) for key, value in words.items()}
 
 
-def rebuild(name: str, kwargs: Mapping[str, Any], pretrained: bool = False) -> Any:
-    """The timm model of that name and those arguments, which it remembers for `describe`."""
+def rebuild(name: str, kwargs: Mapping[str, Any], pretrained: bool = False, empty: bool = False) -> Any:
+    """The timm model of that name and those arguments, which it remembers for `describe`.
+
+    One argument is ours: `norm_eps`, what every LayerNorm adds to the variance where it is not timm's 1e-6. `empty`: weights
+    will be loaded, so none are drawn (of ViT-L that saves seconds).
+    """
     arguments: dict[str, Any] = dict(kwargs)
-    model = timm.create_model(name, pretrained=pretrained, **arguments)
-    vars(model)["unmask_kwargs"] = {"model": name.split(".")[0], **arguments}
+    eps = arguments.pop("norm_eps", None)
+    with torch.device("meta") if empty else contextlib.nullcontext():
+        model = timm.create_model(name, pretrained=pretrained, **arguments)
+    if empty:  # buffers are computed when a network is built: such a network is built in the usual way
+        model = timm.create_model(name, **arguments) if any(True for _ in model.buffers()) else model.to_empty(device="cpu")
+    if eps is not None:
+        set_norm_eps(model, eps)
+    vars(model)["unmask_kwargs"] = {"model": name.split(".")[0], **kwargs}
     return model
+
+
+def set_norm_eps(model: nn.Module, eps: float) -> None:
+    """Let every LayerNorm add `eps` to the variance."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = eps
 
 
 def _arguments(trunk: Any) -> dict[str, Any]:
@@ -121,7 +141,7 @@ def export_timm(encoder: Encoder, out: str | Path, pictures: Tensor | None = Non
         "num_classes": 0,
         "num_features": encoder.model.num_features,
         "global_pool": encoder.model.global_pool,
-        "model_args": _plain(dict(encoder.kwargs)),
+        "model_args": _plain({key: value for key, value in encoder.kwargs.items() if key != "norm_eps"}),  # timm has no word for it
         "pretrained_cfg": {
             "input_size": [encoder.in_chans, height, width],
             "fixed_input_size": False,
