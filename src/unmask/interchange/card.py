@@ -17,6 +17,7 @@ from typing import Any
 from unmask import __version__
 from unmask.errors import Refused
 from unmask.interchange.timm import Encoder
+from unmask.interchange.witness import small
 from unmask.options import load
 
 CARD = "README.md"
@@ -97,6 +98,12 @@ class Facts:
         """The method's name, without the place of a file of one's own."""
         return name_of(str(self.config["method"])).rpartition(":")[2] if "method" in self.config else None
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Median height and width of the pictures."""
+        size = self.data.get("statistics", {}).get("size")
+        return tuple(size) if size else None
+
     def card(self, encoder: Encoder, library: str, use: str, difference: float, name: str) -> str:
         """The text of README.md; `use`: lines of Python that run beside the folder `name`."""
         text = front(library, self.license, self.method) + TEXT.format(
@@ -129,7 +136,7 @@ class Facts:
     def settings(self, encoder: Encoder) -> str:
         if not self.config:
             return "The settings are not known: this is no run of unmask."
-        rows = {"method": self.method, "network": encoder.name, "patch": f"{'×'.join(map(str, encoder.patch_size or ()))} pixels"}
+        rows: dict[str, Any] = {"method": self.method, "network": encoder.name, "patch": f"{'×'.join(map(str, encoder.patch_size or ()))} pixels"}
         rows |= {word: self.config.get(key) for key, word in SETTINGS.items()}
         rows |= {key.removeprefix("method.").replace("_", " "): value for key, value in self.config.items() if key.startswith("method.")}
         if self.step is not None:
@@ -150,7 +157,7 @@ class Facts:
             f"It was trained on the pictures above, at {height} × {width} pixels: on others, measure it before you rely on it.",
             "Features are not answers: a classifier on top has to be taught and tested on labelled pictures.",
             "What is unbalanced or missing in the pictures is so in the features; nobody has checked them for that.",
-            f"Opened by {library}, its features differ by at most {difference:.1e} from the trained encoder's.",
+            f"Opened by {library}, its features differ by at most {small(difference)} from the trained encoder's.",
         ]
         if self.license is None:
             lines.append("No licence was stated when this card was written.")

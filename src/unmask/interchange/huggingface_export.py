@@ -97,15 +97,15 @@ def export_huggingface(encoder: Encoder, out: str | Path, witness: Witness | Non
     return Exported(out, form, difference, (f"{out}: transformers opens it as {form}", *said, witness.say(out, difference)))
 
 
-def open_folder(folder: Path) -> tuple[Any, list[str]]:
-    """The network as `AutoModel` opens it, and the names of weights that it lacked. Its own chatter is held back."""
+def open_folder(folder: Path, name: str = "AutoModel") -> tuple[Any, list[str]]:
+    """The network as that class of transformers opens it, and the names of weights that it lacked. Its own chatter is held back."""
     import transformers
 
     before, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        opened, info = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
+        opened, info = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
     finally:
         transformers.logging.set_verbosity(before)
         if bars:
@@ -181,7 +181,6 @@ def config_of(kind: str, trunk: Any, encoder: Encoder) -> dict[str, Any]:
     """config.json: sizes read off the modules."""
     block, dinov2 = trunk.blocks[0], kind.startswith("dinov2")
     hidden, gated = block.mlp.fc2.in_features, not isinstance(block.mlp, layers.Mlp)
-    state = plain_state(trunk)
     config = {
         "architectures": [CLASSES[kind]],
         "model_type": kind,
@@ -197,9 +196,8 @@ def config_of(kind: str, trunk: Any, encoder: Encoder) -> dict[str, Any]:
     }
     config |= {"mlp_ratio": whole_ratio(trunk.embed_dim, hidden, gated), "use_swiglu_ffn": gated} if dinov2 else {"intermediate_size": hidden}
     if kind == "dinov3_vit":
-        biased = {f"{word}_bias": bool((state["blocks.0.attn.qkv.bias"].chunk(3)[i] != 0).any()) for i, word in enumerate(("query", "key", "value"))}
         rope = trunk.rope
-        config |= biased | {"proj_bias": True, "mlp_bias": True, "use_gated_mlp": gated, "rope_theta": rope.temperature, "pos_embed_rescale": rope.rescale_coords}
+        config |= huggingface.dinov3_biases(plain_state(trunk)) | {"proj_bias": True, "mlp_bias": True, "use_gated_mlp": gated, "rope_theta": rope.temperature, "pos_embed_rescale": rope.rescale_coords}
     else:
         config |= {"qkv_bias": True} | ({"layerscale_value": 1.0} if dinov2 else {"pooler_act": "linear"} if kind == "vit" else {})
     registers = trunk.num_prefix_tokens - 1
@@ -268,7 +266,7 @@ def plain_state(trunk: Any) -> dict[str, Tensor]:
 def weights(encoder: Encoder, fitted: Fit) -> dict[str, Tensor]:
     """model.safetensors, in transformers' names."""
     state, grid = plain_state(encoder.model), tuple(encoder.model.patch_embed.grid_size)
-    theirs = huggingface.to_huggingface(state, fitted.kind, grid)
+    theirs = huggingface.to_dinov3(state) if fitted.kind == "dinov3_vit" else huggingface.to_huggingface(state, fitted.kind, grid)
     if fitted.kind == "vit":  # without a pooler `AutoModel` would draw one at random: this one hands the class token on
         width = state["cls_token"].shape[-1]
         theirs |= {"pooler.dense.weight": torch.eye(width), "pooler.dense.bias": torch.zeros(width)}

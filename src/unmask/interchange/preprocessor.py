@@ -25,7 +25,7 @@ def preprocessor(encoder: Encoder, exact: bool = False) -> tuple[dict[str, Any],
     share = 0.875 if max(encoder.img_size) <= 224 else 1.0
     shorter = min(height, width) if exact else max(int(height / share), int(width / share))
     eight_bit = set(encoder.low) == {0.0} and set(encoder.high) == {255.0}
-    config = {
+    config: dict[str, Any] = {
         "image_processor_type": "BitImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": shorter},

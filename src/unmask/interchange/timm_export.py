@@ -14,7 +14,7 @@ import timm
 from safetensors.torch import load, save
 
 from unmask.errors import Refused
-from unmask.interchange.card import CARD, MODES, Facts, ordinary, tensor_line
+from unmask.interchange.card import CARD, MODES, Facts, ordinary, refuse_edited, tensor_line
 from unmask.interchange.timm import Encoder, describe, plain, rebuild, whole_folder, write
 from unmask.interchange.witness import Exported, Witness, look
 
@@ -38,6 +38,7 @@ def export_timm(encoder: Encoder, out: str | Path, witness: Witness | None = Non
     timm opens it before it gets its name, and looks at the witness's pictures.
     """
     witness, facts, out = witness or Witness.of(encoder), facts or Facts(), Path(out)
+    refuse_edited(out)
     with whole_folder(out, OWN) as folder:
         write(folder / "model.safetensors", save(tensors_of(encoder), metadata={"format": "pt"}))
         write(folder / "config.json", (json.dumps(config_of(encoder), indent=2) + "\n").encode())

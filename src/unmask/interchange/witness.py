@@ -45,7 +45,7 @@ class Witness:
     def say(self, out: str | Path, difference: float) -> str:
         """The line that a person reads."""
         largest = float(self.features.abs().max())
-        return f"{out}: its features differ by at most {difference:.1e} from the trained encoder's (largest value {largest:.1f}, {len(self.pictures)} {self.said})"
+        return f"{out}: its features differ by at most {small(difference)} from the trained encoder's (largest value {largest:.1f}, {len(self.pictures)} {self.said})"
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ class Exported:
 
     def as_dict(self) -> dict[str, Any]:
         return {"out": str(self.out), "form": self.form, "difference": self.difference}
+
+
+def small(difference: float) -> str:
+    """A difference as a person reads it: `0`, or `1.2e-06`."""
+    return f"{difference:.1e}" if difference else "0"
 
 
 @torch.inference_mode()
