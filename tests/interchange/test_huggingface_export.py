@@ -124,9 +124,3 @@ def test_numbers_in_stored_units(tmp_path):
     array = np.random.default_rng(0).integers(120, 3900, (32, 32)).astype(np.uint16)
     x = processor(array.astype(np.float32)[None], return_tensors="pt", input_data_format="channels_first").pixel_values[0]
     torch.testing.assert_close(x, Transform(encoder)(array), rtol=1e-4, atol=1e-4)
-
-
-def test_without_transformers_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("unmask.interchange.huggingface_export.find_spec", lambda name: None)
-    with pytest.raises(Refused, match=r"unmask\[hf\]"):
-        export_huggingface(encoder_of("square", tmp_path / "run"), tmp_path / "hf")

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from unmask.options import load
 from unmask.settings import within
 
 SEEN = 4  # pictures that an export is compared on
+PACKAGES = {"hf": ("transformers",), "onnx": ("onnx", "onnxruntime", "onnxscript")}  # what writes and opens a format, and is an extra of its name
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,13 @@ def export(encoder: str | Path, out: str | Path | None = None, to: str = "timm",
         raise Refused(f"--out is missing: unmask export {encoder} --to {to} --out {Path(encoder).name}-{to}")
     if asked.with_decoder and asked.to != "hf":
         raise Refused(f"--with_decoder is for --to hf: --to {asked.to} takes the encoder only")
+    if asked.with_decoder and asked.img_size is not None:
+        raise Refused("--with_decoder keeps the run's own size: leave --img_size out")
     if asked.license is not None and asked.to not in ("timm", "hf"):
         raise Refused(f"--license is for the model card that --to timm and --to hf write; --to {asked.to} writes none")
+    missing = [package for package in PACKAGES.get(asked.to, ()) if find_spec(package) is None]
+    if missing:
+        raise Refused(f'--to {asked.to} needs {", ".join(missing)}: pip install "unmask[{asked.to}]"')
     done = written(encoder, Path(out), asked)
     for line in done.said:
         print(line)
@@ -76,12 +83,9 @@ def written(name: str | Path, out: Path, asked: Export) -> Any:
     from unmask.interchange.card import Facts
     from unmask.interchange.encoder import load_encoder
 
-    {"hf": huggingface_export.need_transformers, "onnx": onnx.need_onnx}.get(asked.to, lambda: None)()
     facts = Facts.of(name, asked.license)
     opened = load_encoder(name, img_size=asked.img_size)
     if asked.with_decoder:
-        if asked.img_size not in (None, opened.img_size):
-            raise Refused("--with_decoder keeps the run's own size: leave --img_size out")
         return vitmae_export.export_vitmae(whole_of(name), opened, out, *own_pictures(name, opened), facts)
     witness = witness_of(name, opened)
     if asked.to == "hf":

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +65,11 @@ class Fit:
     config: Mapping[str, Any]
 
 
-def need_transformers() -> None:
-    """Refuse where transformers, which has to open what is written, is not installed."""
-    if find_spec("transformers") is None:
-        raise Refused('--to hf opens the folder once with transformers, which is not installed: pip install "unmask[hf]"')
-
-
 def export_huggingface(encoder: Encoder, out: str | Path, witness: Witness | None = None, facts: Facts | None = None, exact: bool = False) -> Exported:
     """Write a folder that `AutoModel.from_pretrained(OUT)` opens, with its processor and a model card.
 
     `exact`: the pictures have the input's own size, so that the processor does not zoom. Refused with the reason where no class fits.
     """
-    need_transformers()
     fitted, out = fit(encoder), Path(out)
     witness, facts = witness or Witness.of(encoder), facts or Facts()
     refuse_edited(out)

@@ -14,7 +14,6 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from unmask.errors import Refused
 from unmask.interchange.timm import Encoder
 from unmask.interchange.witness import Exported, Witness
 
-PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 LARGEST = 2_000_000_000  # bytes: a protobuf message ends at 2 GiB, so larger weights go into a second file
 OPSET = 18  # the exporter's own; onnxruntime reads it since 1.14
 
@@ -52,19 +50,11 @@ def pooled(model: Any, features: Tensor) -> Tensor:
     return model.fc_norm(features[:, 0] if model.cls_token is not None else features[:, model.num_prefix_tokens :].mean(dim=1))
 
 
-def need_onnx() -> None:
-    """Refuse where a package that writes or checks the file is not installed."""
-    missing = [package for package in PACKAGES if find_spec(package) is None]
-    if missing:
-        raise Refused(f'--to onnx needs {", ".join(missing)}: pip install "unmask[onnx]"')
-
-
 def export_onnx(encoder: Encoder, out: str | Path, witness: Witness | None = None, largest: int = LARGEST) -> Exported:
     """Write the encoder as an ONNX file (OUT, or OUT/encoder.onnx), run it in onnxruntime on one picture and on several, and compare.
 
     Weights of more than `largest` bytes go into a second file beside it, and the line that is printed says so.
     """
-    need_onnx()
     out = Path(out)
     file = out if out.suffix == ".onnx" else out / "encoder.onnx"
     if out.suffix != ".onnx" and out.is_file():
@@ -89,8 +79,11 @@ def beside(file: Path) -> Iterator[Path]:
     folder.mkdir(parents=True)
     try:
         yield folder
-        for part in sorted(folder.iterdir(), reverse=True):  # the .data first: the .onnx appears when it is complete
+        parts = sorted(folder.iterdir(), reverse=True)  # the .data first: the .onnx appears when it is complete
+        for part in parts:
             os.replace(part, file.parent / part.name)
+        if len(parts) == 1:  # an earlier export's weights, which this file does not use
+            file.with_name(f"{file.name}.data").unlink(missing_ok=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if made and not any(file.parent.iterdir()):

@@ -21,7 +21,7 @@ from unmask.encoders.vit import ViT
 from unmask.errors import Refused
 from unmask.interchange import huggingface, official
 from unmask.interchange.card import CARD, Facts
-from unmask.interchange.huggingface_export import OWN, fit, need_transformers, open_folder, plain_state, refuse_edited, text_of
+from unmask.interchange.huggingface_export import OWN, fit, open_folder, plain_state, refuse_edited, text_of
 from unmask.interchange.preprocessor import preprocessor
 from unmask.interchange.timm import Encoder, whole_folder, write
 from unmask.interchange.witness import Exported, Witness, small
@@ -56,7 +56,6 @@ def export_vitmae(whole: Whole, encoder: Encoder, out: str | Path, pictures: Ten
 
     `encoder`: the same trunk, with the statistics of its input; `said`: which pictures these are. Refused where the class does not fit.
     """
-    need_transformers()
     out, facts = Path(out), facts or Facts()
     config = config_of(whole, encoder)
     refuse_edited(out)
