@@ -76,7 +76,7 @@ def photos(tmp_path_factory):
         ("evaluate knn random:vit_tiny_patch16_224", 2, "DATA is missing"),
         ("evaluate knn random:vit_tiny_patch16_224 nowhere", 2, "nowhere"),
         ("evaluate knn random:vit_tiny_patch16_224 DATA --k 0", 2, "--k must be at least 1"),
-        ("export random:vit_tiny_patch16_224 --to hf --out x", 2, "none of timm, safetensors"),
+        ("export random:vit_tiny_patch16_224 --to keras --out x", 2, "none of timm, hf, onnx, safetensors"),
         ("embed random:vit_tiny_patch16_224 DATA --out x.csv", 2, ".npz or .parquet"),
         ("reconstruct run", 2, "IMAGES is missing"),
         ("show mask block --mask_ratio 2", 2, "--mask_ratio"),

@@ -114,7 +114,7 @@ COMMANDS = {
     "reconstruct": Command("RUN IMAGES…", "draw what the network imagines behind the mask", api.reconstruct, (see.Reconstruct,)),
     "embed": Command("ENCODER IMAGES…", "write the features of pictures to .npz or .parquet", api.embed, (measure.Embed, asked.Look)),
     "neighbours": Command("ENCODER DATA", "the nearest pictures of --query; without it near-duplicates and outliers", api.neighbours, (Search, asked.Look)),
-    "export": Command("RUN", "write the encoder for another library", api.export, (give.Export,)),
+    "export": Command("ENCODER", "write the encoder for timm, transformers, ONNX, or as one plain file", api.export, (give.Export,)),
     "inspect": Command("DATA", "count and check pictures: sizes, channels, statistics, bad files, duplicates", api.inspect, (see.Inspect,)),
     "report": Command("RUN…", "write report.html: curves, pictures, evaluations; several runs side by side", api.report, (see.Report,)),
     "methods": Command("", "the methods, their papers, and how far each is proven", show_methods),

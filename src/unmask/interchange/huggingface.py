@@ -57,6 +57,19 @@ DINO: Rows = (
 SWIGLU: Rows = (("mlp.fc1.", "mlp.weights_in."), ("mlp.fc2.", "mlp.weights_out.", "mlp.down_proj."))  # DINOv2 giant: gate and input in one matrix
 GATED: Rows = (("mlp.fc1.", "mlp.gate_proj."), ("mlp.fc1.", "mlp.up_proj."))  # the same, as 5.x has it in memory
 BLOCKS: dict[str, Rows] = {"vit_mae": VIT, "vit": VIT, "deit": VIT, "vit_msn": VIT, "ijepa": VIT, "dinov2": DINO, "dinov2_with_registers": DINO}
+DINOV3: Rows = (  # DINOv3ViTModel, written only: the blocks are `layer.0.`, the gated MLP is `GATED`
+    ("cls_token", "embeddings.cls_token"),
+    ("reg_token", "embeddings.register_tokens"),
+    ("patch_embed.proj.", "embeddings.patch_embeddings."),
+    ("norm.", "norm."),
+    ("norm1.", "norm1."),
+    ("norm2.", "norm2."),
+    ("ls1.gamma", "layer_scale1.lambda1"),
+    ("ls2.gamma", "layer_scale2.lambda1"),
+    ("attn.proj.", "attention.o_proj."),
+    ("mlp.fc1.", "mlp.up_proj."),
+    ("mlp.fc2.", "mlp.down_proj."),
+)
 LAYERS = re.compile(r"(?:encoder\.layer|encoder\.layers|layers|decoder_layers|decoder_encoder\.layer)\.(\d+)\.")  # every way to say "block"
 ENDS = ("weight", "bias", "")  # what may follow a name that ends in a dot, or nothing
 
@@ -162,6 +175,8 @@ def _fitted(state: dict[str, Tensor], kind: str, grid: tuple[int, int]) -> dict[
     patches, places = grid[0] * grid[1], state["pos_embed"]
     before = places.shape[1] - patches  # rows of prefix tokens in the table
     registers = state.get("reg_token")
+    if kind == "ijepa" and before == 0 and "cls_token" not in state:
+        return state
     if before not in (0, 1, 1 + (0 if registers is None else registers.shape[1])) or "cls_token" not in state:
         raise Refused(f"Hugging Face's {kind} wants a class token and one table of places, which this encoder lacks")
     own = places[:, :1] if before else torch.zeros_like(places[:, :1])
@@ -178,3 +193,31 @@ def _fitted(state: dict[str, Tensor], kind: str, grid: tuple[int, int]) -> dict[
         table = sincos(grid, state["mask_token"].shape[-1])
         state["decoder_pos_embed"] = torch.cat([torch.zeros_like(table[:1]), table])[None]  # (1, 1 + N, width)
     return state
+
+
+def to_dinov3(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a trunk with DINOv3's rotary places in the names of DINOv3ViTModel, function unchanged.
+
+    Registers and layer scales that are absent are written as none and as ones; biases of q, k and v that are all zero are left out.
+    """
+    width, gated, biased = state["cls_token"].shape[-1], _is_gated(state), dinov3_biases(state)
+    theirs = {"embeddings.mask_token": torch.zeros(1, 1, width), "embeddings.register_tokens": torch.zeros(1, 0, width)}
+    for key, value in state.items():
+        block = re.match(r"blocks\.(\d+)\.", key)
+        start, inner = (f"layer.{block[1]}.", key[block.end() :]) if block else ("", key)
+        part, _, end = inner.rpartition(".")
+        if part == "attn.qkv":
+            parts = zip("qkv", value.chunk(3), biased.values())
+            theirs |= {f"{start}attention.{name}_proj.{end}": rows.clone() for name, rows, has in parts if end == "weight" or has}
+        elif part == "mlp.fc1" and gated:
+            theirs |= {f"{start}{row[1]}{end}": rows.clone() for row, rows in zip(GATED, value.chunk(2))}
+        else:
+            theirs[start + _theirs(inner, DINOV3, "dinov3_vit")] = value
+    scales = (f"layer.{key.split('.')[1]}.layer_scale{i}.lambda1" for key in state if key.endswith(".norm1.weight") for i in (1, 2))
+    return {name: torch.ones(width) for name in scales} | theirs
+
+
+def dinov3_biases(state: Mapping[str, Tensor]) -> dict[str, bool]:
+    """Which of query, key and value have a bias in any block, in the words of DINOv3ViTConfig."""
+    found = [value.unflatten(0, (3, -1)).ne(0).any(dim=1) for key, value in state.items() if key.endswith(".attn.qkv.bias")]
+    return {f"{name}_bias": any(bool(row[i]) for row in found) for i, name in enumerate(("query", "key", "value"))}

@@ -1,7 +1,6 @@
 """The encoder in timm's own form: a plain state dict with everything that timm needs to build the network around it.
 
-Source: timm's `create_model("local-dir:PATH")` (config.json with `architecture`, `model_args`, `pretrained_cfg` beside
-model.safetensors) and the metadata strings of a safetensors file.
+Source: timm's `create_model` and the metadata strings of a safetensors file.
 """
 
 from __future__ import annotations
@@ -9,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from unmask.errors import Refused
@@ -61,7 +61,7 @@ def describe(trunk: Any, meta: Mapping[str, Any] | None = None) -> dict[str, str
         "kwargs": kwargs,
     }
     words = known | {"low": [0.0], "high": [255.0]} | {key: value for key, value in (meta or {}).items() if value is not None and key != "kwargs"}
-    return {key: value if isinstance(value, str) else json.dumps(_plain(value)) for key, value in words.items()}
+    return {key: value if isinstance(value, str) else json.dumps(plain(value)) for key, value in words.items()}
 
 
 def rebuild(name: str, kwargs: Mapping[str, Any], pretrained: bool = False, empty: bool = False) -> Any:
@@ -96,13 +96,13 @@ def _arguments(trunk: Any) -> dict[str, Any]:
     return {"dynamic_img_size": True} | recorded | sizes | {"model": trunk.pretrained_cfg["architecture"]}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Numpy numbers, tensors and tuples as what JSON knows."""
     if isinstance(value, np.ndarray | np.generic | Tensor):
         return value.tolist()
     if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def save_encoder(path: str | Path, trunk: nn.Module, meta: Mapping[str, Any] | None = None) -> None:
@@ -125,67 +125,26 @@ def write(path: Path, content: bytes) -> None:
         hidden.unlink(missing_ok=True)
 
 
-def export_timm(encoder: Encoder, out: str | Path, pictures: Tensor | None = None, say: Callable[[str], None] = print) -> float:
-    """Write a folder that `timm.create_model("local-dir:OUT", pretrained=True)` opens; gives the largest difference of the features.
+@contextlib.contextmanager
+def whole_folder(out: str | Path, own: frozenset[str]) -> Iterator[Path]:
+    """A hidden folder beside `out` to write in: it becomes `out` when the block ends, and vanishes when an error ends it.
 
-    The folder is opened again by timm and both networks look at `pictures` (B, C, H, W), normalised; without them at
-    crops of the photograph that comes with matplotlib.
+    An `out` that is a file, or holds anything but the names in `own` (an earlier export, which is replaced), is refused.
     """
-    out = Path(out)
-    ours = {"config.json", "model.safetensors"}
-    if out.is_file() or (out.is_dir() and {path.name for path in out.iterdir()} - ours):
-        raise Refused(f"--out {out} is there already and holds something else: give a new folder")
-    height, width = encoder.img_size
-    config = {
-        "architecture": encoder.name,
-        "num_classes": 0,
-        "num_features": encoder.model.num_features,
-        "global_pool": encoder.model.global_pool,
-        "model_args": _plain({key: value for key, value in encoder.kwargs.items() if key != "norm_eps"}),  # timm has no word for it
-        "pretrained_cfg": {
-            "input_size": [encoder.in_chans, height, width],
-            "fixed_input_size": False,
-            "interpolation": "bicubic",
-            "crop_pct": 0.875,
-            "crop_mode": "center",
-            "num_classes": 0,
-            "pool_size": None,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-            "tag": "unmask",
-        }
-        | ({} if encoder.mean is None else {"mean": list(encoder.mean), "std": list(encoder.std or ())}),
-    }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.model.state_dict().items()}
-    write(out / "model.safetensors", save(tensors, metadata={"format": "pt"}))
-    write(out / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-    opened = timm.create_model(f"local-dir:{out}", pretrained=True, num_classes=0)
-    return _compare(encoder, opened, out, pictures, say)
-
-
-def export_safetensors(encoder: Encoder, out: str | Path, pictures: Tensor | None = None, say: Callable[[str], None] = print) -> float:
-    """Write the encoder as one safetensors file with its metadata (OUT, or OUT/encoder.safetensors); gives the largest difference."""
-    out = Path(out)
-    file = out if out.suffix == ".safetensors" else out / "encoder.safetensors"
-    if out.suffix != ".safetensors" and out.is_file():
-        raise Refused(f"--out {out} is a file: give a folder, or a name that ends in .safetensors")
-    keep = {name: value for name in ("mean", "std", "low", "high") if (value := vars(encoder)[name]) is not None}
-    save_encoder(file, encoder.model, keep)
-    opened = rebuild(encoder.name, encoder.kwargs)
-    opened.load_state_dict(load_file(file))
-    return _compare(encoder, opened, file, pictures, say)
-
-
-def _compare(encoder: Encoder, opened: Any, out: Path, pictures: Tensor | None, say: Callable[[str], None]) -> float:
-    """Say how far the features of the written network are from the trained encoder's."""
-    kind = "given pictures" if pictures is not None else "crops of a photograph"
-    x = photograph(encoder) if pictures is None else pictures
-    with torch.inference_mode():
-        trained, written = encoder.model.eval().forward_features(x), opened.eval().forward_features(x)
-    difference = float((trained - written).abs().max())
-    largest = f"largest value {float(trained.abs().max()):.1f}, {len(x)} {kind}"
-    say(f"{out}: its features differ by at most {difference:.1e} from the trained encoder's ({largest})")
-    return difference
+    place = Path(out).resolve()
+    others = sorted(path.name for path in place.iterdir() if path.name not in own) if place.is_dir() else []
+    if place.is_file() or others:
+        raise Refused(f"--out {out} is there already and " + (f"holds something else ({others[0]})" if others else "is a file") + ": give a new folder")
+    hidden, before = (place.with_name(f".{place.name}.{os.getpid()}{end}") for end in ("", ".before"))
+    hidden.mkdir(parents=True)
+    try:
+        yield hidden
+        if place.is_dir():
+            place.rename(before)
+        hidden.rename(place)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def photograph(encoder: Encoder, count: int = 4) -> Tensor:

@@ -1,0 +1,126 @@
+"""What is exported for transformers opens there by AutoModel alone, with exactly the trunk's features; what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from trunks import TRUNKS, encoder_of
+
+from unmask.data.transform import Transform
+from unmask.errors import Refused
+from unmask.interchange.huggingface import from_huggingface
+from unmask.interchange.huggingface_export import export_huggingface
+from unmask.interchange.timm import photograph, rebuild
+
+transformers = pytest.importorskip("transformers")
+FORMS = {  # the class, and the largest difference there may be: rotary angles are computed in another order
+    "square": ("ViTModel", 0),
+    "not square, 13 channels": ("ViTModel", 0),
+    "grey, narrow": ("ViTModel", 0),
+    "half of the biases": ("ViTModel", 0),
+    "no class token": ("IJepaModel", 0),
+    "layer scale": ("Dinov2Model", 0),
+    "layer scale, class token with a place": ("Dinov2Model", 0),
+    "registers": ("Dinov2WithRegistersModel", 0),
+    "gated": ("Dinov2WithRegistersModel", 2e-6),
+    "DINOv3's places": ("DINOv3ViTModel", 2e-5),
+    "DINOv3's places, biases": ("DINOv3ViTModel", 2e-5),
+    "DINOv3's places, gated": ("DINOv3ViTModel", 2e-5),
+}
+REASONS = {
+    "registers, not square": "square pictures only",
+    "rotary and sub-LN": "inner norm",
+    "rotary": "RotaryEmbeddingCat",
+    "rotary, mixed": "rotary places are learned",
+    "norm before the blocks": "norm before its blocks",
+    "registers, no class token": "no class token",
+}
+
+
+def test_every_trunk_is_here():
+    assert set(FORMS) | set(REASONS) == set(TRUNKS)
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_opens_by_auto_model_with_the_trunks_features(case, tmp_path):
+    encoder, (form, tolerance) = encoder_of(case, tmp_path / "run"), FORMS[case]
+    done = export_huggingface(encoder, tmp_path / "hf")
+    assert done.form == form and form in done.said[0] and done.difference <= tolerance
+    opened, info = transformers.AutoModel.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert type(opened).__name__ == form and not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    x = photograph(encoder, 3)
+    with torch.no_grad():
+        wanted, answer = encoder.model.forward_features(x), opened.eval()(pixel_values=x)
+    torch.testing.assert_close(answer.last_hidden_state, wanted, rtol=0, atol=tolerance)
+    if "pooler_output" in answer and answer.pooler_output is not None:
+        torch.testing.assert_close(answer.pooler_output, wanted[:, 0], rtol=0, atol=tolerance + 1e-6)
+    assert sorted(path.name for path in (tmp_path / "hf").iterdir()) == ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_what_fits_no_class_is_refused_with_the_reason(case, tmp_path):
+    with pytest.raises(Refused, match=REASONS[case]) as caught:
+        export_huggingface(encoder_of(case, tmp_path / "run"), tmp_path / "hf")
+    assert "--to onnx" in str(caught.value) and not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("case", ["square", "layer scale", "registers"])
+def test_in_again_through_the_names_both_ways(case, tmp_path):
+    """Out in their names and in again: timm's network on what was read has the same features."""
+    encoder = encoder_of(case, tmp_path / "run")
+    export_huggingface(encoder, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    state, left = from_huggingface(load_file(tmp_path / "hf" / "model.safetensors"), config["model_type"])
+    assert {key.split(".")[0] for key in left} <= {"pooler", "embeddings"}
+    trunk = rebuild(encoder.name, dict(encoder.kwargs) | {"no_embed_class": state["pos_embed"].shape[1] == np.prod(encoder.model.patch_embed.grid_size)}).eval()
+    trunk.load_state_dict(state)
+    x = photograph(encoder)
+    with torch.no_grad():
+        torch.testing.assert_close(trunk.forward_features(x), encoder.model.forward_features(x), rtol=0, atol=1e-6)
+
+
+def test_a_classifier_takes_the_folder(tmp_path):
+    encoder = encoder_of("square", tmp_path / "run")
+    export_huggingface(encoder, tmp_path / "hf")
+    model, info = transformers.ViTForImageClassification.from_pretrained(tmp_path / "hf", num_labels=5, output_loading_info=True)
+    assert set(info["missing_keys"]) == {"classifier.weight", "classifier.bias"}
+    x = photograph(encoder)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval().vit(x).last_hidden_state, encoder.model.forward_features(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("case", ["square", "grey, narrow"])
+def test_the_processor_comes_near_to_evaluation(case, exact, imagenette, tmp_path):
+    """Both resize the shorter side with the same kernel and cut the same centre; half a pixel of rounding is what may differ."""
+    encoder = encoder_of(case, tmp_path / "run")
+    export_huggingface(encoder, tmp_path / "hf", exact=exact)
+    processor, transform = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf"), Transform(encoder)
+    found = []
+    for path in sorted((imagenette / "val").rglob("*.JPEG"))[::20]:
+        with Image.open(path) as file:
+            picture = file.convert("L" if encoder.in_chans == 1 else "RGB")
+        if exact:
+            picture = picture.resize(encoder.img_size)
+        x = processor(picture, return_tensors="pt").pixel_values[0]
+        assert x.shape == (encoder.in_chans, *encoder.img_size)
+        found.append(float((x - transform(picture)).abs().mean() * 0.2 * 255))  # grey levels
+    assert len(found) == 6 and max(found) < (0.01 if exact else 1.0), found
+
+
+def test_numbers_in_stored_units(tmp_path):
+    """A range that is not 8 bits is folded into the processor's mean and deviation."""
+    from dataclasses import replace
+
+    encoder = replace(encoder_of("grey, narrow", tmp_path / "run"), low=(120.0,), high=(3900.0,))
+    done = export_huggingface(encoder, tmp_path / "hf", exact=True)
+    assert any("stored" in line for line in done.said)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    array = np.random.default_rng(0).integers(120, 3900, (32, 32)).astype(np.uint16)
+    x = processor(array.astype(np.float32)[None], return_tensors="pt", input_data_format="channels_first").pixel_values[0]
+    torch.testing.assert_close(x, Transform(encoder)(array), rtol=1e-4, atol=1e-4)
