@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from unmask.api import reconstruct as reconstruct
     from unmask.api import report as report
     from unmask.api import resume as resume
-    from unmask.api.neighbours import neighbours as neighbours
     from unmask.api import runs as runs
+    from unmask.api.neighbours import neighbours as neighbours
     from unmask.errors import Failed as Failed
     from unmask.errors import Interrupted as Interrupted
     from unmask.errors import Refused as Refused
