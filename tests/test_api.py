@@ -150,6 +150,7 @@ def test_pictures_are_drawn(run, photos, tmp_path):
     for drawn in (
         unmask.reconstruct(run, few, out=tmp_path / "grid.png"),
         unmask.reconstruct(run, few, out=tmp_path / "half.png", mask_ratio=0.5, statistics="truth"),
+        unmask.reconstruct(run, few, out=tmp_path / "green.png", bands=2),
         api.show_encoder("attention", run, few, out=tmp_path / "attention.png"),
         api.show_encoder("features", run, few, out=tmp_path / "features.png"),
         api.show_views(photos / "val", out=tmp_path / "views.png", img_size=32, count=2, epochs=2),
@@ -167,3 +168,8 @@ def test_export_inspect_and_report(run, photos, tmp_path):
         unmask.export(run, out=tmp_path / "hf", to="hf")
     assert unmask.inspect(photos / "val")["samples"] == 20
     assert unmask.report([run], out=tmp_path / "report.html").is_file()
+    assert unmask.report([run, run], out=tmp_path / "drawn.html", pictures=photos / "val").stat().st_size > 10_000
+    (listed,) = unmask.runs(run.parent)["runs"]
+    assert listed["run"] == str(run) and listed["status"] == "finished" and listed["step"] == listed["steps"]
+    with pytest.raises(unmask.Refused, match="1 to 3"):
+        unmask.reconstruct(run, photos / "val", out=tmp_path / "no.png", bands=(4, 3, 2))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from unmask.api import reconstruct as reconstruct
     from unmask.api import report as report
     from unmask.api import resume as resume
+    from unmask.api import runs as runs
     from unmask.api.neighbours import neighbours as neighbours
     from unmask.errors import Failed as Failed
     from unmask.errors import Interrupted as Interrupted
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-PLACES = dict.fromkeys(["pretrain", "resume", "evaluate", "reconstruct", "embed", "export", "inspect", "neighbours", "report", "load_encoder", "load_transform"], "unmask.api")
+PLACES = dict.fromkeys(["pretrain", "resume", "evaluate", "reconstruct", "embed", "export", "inspect", "neighbours", "report", "runs", "load_encoder", "load_transform"], "unmask.api")
 PLACES |= {"load": "unmask.load", "Refused": "unmask.errors", "Failed": "unmask.errors", "Interrupted": "unmask.errors"}
 __all__ = ["__version__", "methods", *PLACES]
 

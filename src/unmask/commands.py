@@ -117,6 +117,7 @@ COMMANDS = {
     "export": Command("ENCODER", "write the encoder for timm, transformers, ONNX, or as one plain file", api.export, (give.Export,)),
     "inspect": Command("DATA", "count and check pictures: sizes, channels, statistics, bad files, duplicates", api.inspect, (see.Inspect,)),
     "report": Command("RUN…", "write report.html: curves, pictures, evaluations; several runs side by side", api.report, (see.Report,)),
+    "runs": Command("FOLDER", "every run below a folder: state, best figures, size, and the command that goes on", api.runs),
     "methods": Command("", "the methods, their papers, and how far each is proven", show_methods),
     "models": Command("[WORD]", "the networks that can be pre-trained, or those whose name holds WORD", show_models),
     "show mask": Command("STRATEGY", "draw a masking strategy and its law", api.show_mask, (see.ShowMask,)),

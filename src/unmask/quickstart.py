@@ -186,8 +186,8 @@ def _pixels(train: Path, val: Path, seed: int) -> Figures:
 
 def _losses(run: Path) -> dict[str, float]:
     """The loss at the end, and its two baselines over the whole run."""
-    from unmask.visualize.curves import column
-    from unmask.visualize.verdict import BASELINES, Run, final_loss
+    from unmask.run.records import Run, column
+    from unmask.visualize.verdict import BASELINES, final_loss
 
     read = Run.read(run)
     found = {"loss": final_loss(read)} | {key: statistics.fmean(values) for key, _ in BASELINES if (values := column(read.rows, key)[1])}

@@ -24,10 +24,13 @@ def test_normalisation_is_undone_exactly(channels):
 def test_many_channels_show_three_bands_and_say_so():
     x = torch.randn(2, 13, 8, 8)
     colours = Colours.of(x, [0.0] * 13, [1.0] * 13, bands=(3, 2, 1))
-    assert "4, 3, 2 of 13" in colours.note and colours.images(x)[0].mode == "RGB"
+    assert "Bands 4, 3, 2 of 13" in colours.note and colours.images(x)[0].mode == "RGB" and colours.label == ", bands 4 3 2"
+    grey = Colours.of(x, [0.0] * 13, [1.0] * 13, bands=(7,))
+    assert grey.label == ", band 8" and len(set(grey.images(x)[0].getpixel((3, 3)))) == 1
+    assert Colours.of(x[:, :3], [0.0] * 3, [1.0] * 3).label == ""  # all that the network sees
     assert colours.unit(x).shape == x.shape
     assert Colours.of(x[:, :2], [0.0], [1.0]).bands == (0,)  # two channels: the first, in grey
-    with pytest.raises(Refused, match="0 to 12"):
+    with pytest.raises(Refused, match="1 to 13"):
         Colours.of(x, [0.0], [1.0], bands=(0, 1, 13))
 
 

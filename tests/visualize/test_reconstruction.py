@@ -1,5 +1,7 @@
 """Reconstructions: leak-free by default, exact where the truth is put in, for any channels, shape and mask."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -166,7 +168,6 @@ def test_the_sheet_is_drawn_written_and_repeatable(tmp_path):
     assert first.tobytes() == grid(model, x, ["a.png", "b.png"], **words).tobytes()
     assert first.tobytes() != grid(model, x, ["a.png", "b.png"], **words, seed=1).tobytes()
     assert first.tobytes() != grid(model, x, ["a.png", "b.png"], **words, statistics="truth").tobytes()
-    grid(learner(channels=13), pictures(1, 13), ["many"], mean=[0.5] * 13, std=[0.2] * 13, bands=(3, 2, 1))
 
 
 def test_the_error_counts_hidden_pixels_only():
@@ -186,3 +187,12 @@ def test_learners_without_pixels_are_refused_kindly():
     with pytest.raises(Refused, match="codes"):
         reconstruct(model, pictures(1))
     assert patchify(pictures(1), part.target.patch).shape == (1, 16, 192)
+
+
+def test_the_bands_that_are_drawn_are_chosen_and_said():
+    model, x, words = learner(channels=13), pictures(1, 13), {"mean": [0.5] * 13, "std": [0.2] * 13}
+    first, chosen = grid(model, x, ["many"], **words), grid(model, x, ["many"], **words, bands=(3, 2, 1))
+    assert first.tobytes() != chosen.tobytes()
+    for sheet, said in ((first, "original, bands 1 2 3"), (chosen, "original, bands 4 3 2")):
+        layout = json.loads(sheet.info["unmask-sheet"])
+        assert layout["header"][0] == said and any(said[-5:].replace(" ", ", ") in line for line in layout["legend"])

@@ -1,111 +1,78 @@
-"""The report: true sentences, a whole page from half a run, nothing from a network."""
+"""The report: a whole page from half a run, from several, from runs of different kinds."""
+
+from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
+import shutil
+import subprocess
+import sys
+from html import escape, unescape
 
 import pytest
-import yaml
+import torch
+from html_pages import check
 from PIL import Image
+from run_folders import falling, measured, run_folder
 
 from unmask.errors import Refused
-from unmask.visualize import curves, page, report
-from unmask.visualize.verdict import Run, verdict
+from unmask.methods.mae import MAE
+from unmask.visualize import report
+from unmask.visualize.pictures import Row, save, sheet
+
+HEADER = ["original", "masked (75% hidden)", "prediction", "error"]
 
 
-def run_folder(path, losses=(), status="finished", pictures=(), evaluations=(), quarantine=(), **columns):
-    (path / "pictures").mkdir(parents=True)
-    config = {
-        "format": 1,
-        "method": "mae",
-        "data": "my photos/train",
-        "model": "vit_tiny_patch16_224",
-        "img_size": [64, 64],
-        "steps": len(losses),
-        "lr": 0.001,
-    }
-    (path / "config.yaml").write_text(yaml.safe_dump(config | columns.pop("config", {})))
-    rows = [{"step": i + 1, "loss": loss} | columns for i, loss in enumerate(losses)]
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (path / "status.json").write_text(json.dumps({"status": status, "step": len(losses), "resume": "unmask resume here"}))
-    for name, lines in (("evaluations", evaluations), ("quarantine", quarantine)):
-        (path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for step in pictures:
-        Image.effect_noise((120, 120), 50).save(path / "pictures" / f"step-{step:07d}.png")
+def written(*runs, out=None, **more):
+    text = report.write(runs, out, **more).read_text(encoding="utf-8")
+    return text, check(text)
+
+
+def drawn(path, step, names=("a/1.png", "b/2.png"), panels=None):
+    """A sheet of a run's monitor."""
+    panels = panels or [Image.effect_noise((32, 32), 90).convert("RGB") for _ in HEADER]
+    rows = [Row(panels, f"{name}   error 0.125, smooth fill 0.130", name=name) for name in names]
+    save(sheet(rows, HEADER, f"step {step}", ["Seams are normal."]), path / "pictures" / f"step-{step:07d}.png")
     return path
 
 
-def falling(count=200, to=0.7):
-    return [to + (1.1 - to) * 0.97**i for i in range(count)]
-
-
-def said(path):
-    return [(finding.mark, finding.text) for finding in verdict(Run.read(path))]
-
-
-class Whole(HTMLParser):
-    """Fails on tags that are not closed, and keeps the pictures."""
-
-    VOID = frozenset(("meta", "img", "br", "hr", "path", "circle", "rect", "use"))
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.pictures, self.text = [], [], text
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        if tag == "img":
-            self.pictures.append(dict(attributes))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-
-def check(path):
-    text = path.read_text(encoding="utf-8")
-    assert not re.search(r"(src=|url\(|@import |<link[^>]+href=)[\"']?https?:", text)
-    assert not re.search(r"<script|<link|@import", text)
-    ids = re.findall(r'\bid="([^"]+)"', text)
-    assert len(ids) == len(set(ids))
-    seen = Whole(text)
-    assert all(picture["alt"] and picture["src"].startswith("data:image/png;base64,") for picture in seen.pictures)
-    return text, seen
+def section(text, name):
+    """The part of a page under one heading."""
+    found = re.search(rf'<section id="{name}">.*?</section>', text, re.S)
+    return found[0] if found else ""
 
 
 def test_a_finished_run_is_told_whole(tmp_path):
-    rows = [
-        {"protocol": "knn", "top1": top1, "random": random, "pooling": "mean", "n_train": 900, "n_val": 1000}
-        for top1, random in ((40.0, False), (30.0, True))
-    ]
     path = run_folder(
         tmp_path / "good",
         falling(),
-        pictures=(50, 100, 200),
-        evaluations=rows,
+        evaluations=[measured("knn", 40.0, 37.0, 43.0), measured("knn", 30.0, 27.0, 33.0, random=True), measured("linear", None, 0.2, 0.4, metric="r2", r2=0.3)],
         quarantine=[{"path": "<b>bad</b>.jpg", "reason": "truncated"}],
+        config={"weight_decay": 0.1, "method.mask_ratio": 0.75},
         patch_mean=0.98,
         copy_nearest=1.4,
-        lr=0.001,
         images_per_second=90.0,
         data_wait=0.02,
     )
-    text, seen = check(report.write([path]))
-    assert len(seen.pictures) == 3 and "step 200" in seen.pictures[0]["alt"]
+    for step in (50, 100, 200):
+        drawn(path, step)
+    text, seen = written(path)
     assert "lower than both baselines" in text and "intervals do not touch" in text
     assert "&lt;b&gt;bad&lt;/b&gt;.jpg" in text and "<b>bad" not in text
     assert "--random" in text and "&#x27;my photos/train&#x27;" in text  # commands are quoted for the shell
-    assert text.count("<svg role") >= 4
+    assert "the paper&#x27;s: 0.05" in section(text, "settings") and section(text, "settings").count("paper&#x27;s: 0.75") == 0
+    assert "R²" in section(text, "evaluations") and "0.200 to 0.400" in section(text, "evaluations") and "30.0 %" in section(text, "evaluations")
+    assert "torch" in section(text, "machine-and-versions") and "71 s" in section(text, "speed-and-data")  # 200 steps of 32 at 90 a second
+    pictures = section(text, "what-it-imagines")
+    assert "Step 200" in pictures and "Seams are normal." in pictures and pictures.count("<img") == 2 * 4 + 2 * (1 + 3)
+    assert {"a/1.png: original", "a/1.png: prediction", "b/2.png: prediction at step 50"} <= {picture["alt"] for picture in seen.all("img")}
 
 
-@pytest.mark.parametrize("missing", ["status.json", "metrics.jsonl", "config.yaml", "evaluations.jsonl", "quarantine.jsonl"])
+@pytest.mark.parametrize("missing", ["status.json", "metrics.jsonl", "config.yaml", "evaluations.jsonl", "quarantine.jsonl", "data.json", "environment.json"])
 def test_missing_pieces_are_left_out(tmp_path, missing):
     path = run_folder(tmp_path / "part", falling(30))
     (path / missing).unlink()
-    check(report.write([path]))
+    written(path)
 
 
 def test_a_run_that_has_only_begun(tmp_path):
@@ -113,56 +80,130 @@ def test_a_run_that_has_only_begun(tmp_path):
     (path / "metrics.jsonl").write_text('{"step": 1, "lo')
     (path / "status.json").write_text("{")
     (path / "pictures" / "step-1.png").write_bytes(b"")
-    text, _ = check(report.write([path]))
-    assert "No step has been written down yet" in text and "unmask resume" in text
+    (path / ".lock").touch()
+    text, _ = written(path)
+    assert "No step has been written down yet" in text and "unmask resume" in text and ">stopped<" in text
     path = run_folder(tmp_path / "one", [1.0], status="interrupted", patch_mean=None)
-    text, _ = check(report.write([path]))
+    text, _ = written(path)
     assert "unmask resume here" in text and "cannot be told" in text
 
 
-def test_several_runs_are_compared(tmp_path):
-    first = run_folder(tmp_path / "a", falling(), patch_mean=0.98)
-    second = run_folder(tmp_path / "b", falling(100, 0.8), patch_mean=0.98, status="interrupted", config={"lr": 0.0003})
-    text, _ = check(report.write([first, second], tmp_path / "out" / "both.html"))
-    assert "0.0003" in text and text.count("unmask evaluate knn") >= 2 and "2 runs side by side" in text
-    same = run_folder(tmp_path / "other" / "a", falling())
-    check(report.write([first, same], tmp_path / "twins.html"))
+def test_sheets_of_older_runs_are_shown_whole(tmp_path):
+    path = run_folder(tmp_path / "old", falling(), pictures=(50, 200))
+    _, seen = written(path)
+    assert "step 200" in seen.all("img")[0]["alt"] and len(seen.all("img")) == 1
 
 
-def test_the_verdict_is_honest_about_the_loss(tmp_path):
-    both = {"patch_mean": 0.98, "copy_nearest": 1.4}
-    assert said(run_folder(tmp_path / "1", falling(), **both))[0][0] == "good"
-    worse = said(run_folder(tmp_path / "2", [1.5] * 100, **both))
-    assert worse[0] == ("bad", worse[0][1]) and "not learned" in worse[0][1]
-    between = said(run_folder(tmp_path / "3", [1.2] * 100, **both))
-    assert between[0][0] == "bad" and "but not lower than filling each hidden patch with its own mean" in between[0][1]
-    assert said(run_folder(tmp_path / "4", [0.5] * 100))[0][0] == "open"
-    falls = [text for mark, text in said(run_folder(tmp_path / "5", [1 - i / 400 for i in range(200)], **both)) if mark == "note"]
-    assert any("longer run" in text for text in falls)
-    assert not any("longer run" in text for _, text in said(run_folder(tmp_path / "6", [0.5] * 200, **both)))
+def test_several_runs_are_told_apart(tmp_path):
+    rows = [measured("knn", 40.0, 37.0, 43.0), measured("knn", 30.0, 27.0, 33.0, random=True)]
+    panels = [Image.effect_noise((32, 32), 90).convert("RGB") for _ in HEADER]
+    first = drawn(run_folder(tmp_path / "a", falling(), evaluations=rows, patch_mean=0.98), 200, panels=panels)
+    second = run_folder(tmp_path / "b", falling(100, 0.8), status="interrupted", evaluations=[measured("knn", 50.0, 47.0, 53.0)], config={"lr": 0.0003, "steps": 200}, patch_mean=0.98)
+    drawn(second, 100, ("b/2.png", "c/3.png"), panels=panels)
+    text, seen = written(first, second, out=tmp_path / "out" / "both.html")
+    differs = section(text, "what-differs")
+    assert "<b>≠ 0.0003</b>" in differs and "batch_size" not in differs and differs.count("<tr>") == 2
+    assert "B (b) has top-1 50.0 %, A (a) 40.0 %; the intervals do not touch" in section(text, "in-words")
+    assert "lowest" in section(text, "where-it-led") and "100 of 200" in section(text, "where-it-led")
+    alts = {picture["alt"] for picture in seen.all("img")}
+    assert {"b/2.png: original", "b/2.png: what a sees of it", "b/2.png: prediction of a", "b/2.png: prediction of b"} == alts  # the same mask once, only what both drew
+    assert "unmask resume here" in section(text, "what-to-try-next") and "the same for all" in section(text, "machine-and-versions").lower()
+    assert section(text, "evaluations").count(">A</b>") == 2 and "from random weights" in section(text, "evaluations")
 
 
-def test_the_verdict_is_honest_about_the_features(tmp_path):
-    def evaluated(trained, random, trials):
-        rows = [{"protocol": "linear", "top1": top1, "random": flag, "n_val": trials} for top1, flag in ((trained, False), (random, True))]
-        path = run_folder(tmp_path / f"{trained}-{random}-{trials}", falling(), evaluations=rows)
-        return next((mark, text) for mark, text in said(path) if "linear" in text)
+PROBE = """<script>addEventListener('load', () => {
+  for (const folded of document.querySelectorAll('details')) folded.open = true;
+  const wide = [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.scroll'));
+  parent.document.title = JSON.stringify([innerWidth, document.documentElement.scrollWidth, wide.map(e => e.outerHTML.slice(0, 80)).slice(0, 5)]);
+})</script></body>"""
 
-    assert evaluated(40, 30, 2000)[0] == "good"
-    assert evaluated(40, 38, 100) == (
-        "open",
-        "evaluate linear: 40.0 % against 38.0 % of the random encoder; the intervals overlap, so a difference is not shown.",
-    )
-    assert evaluated(20, 40, 2000)[0] == "bad"
-    common = {"protocol": "knn", "n_val": 500, "majority": 10.0}
-    others = [common | {"top1": 40.0, "random": False}, common | {"top1": 20.0, "random": True, "n_val": 900}]
-    assert any("Measure the random encoder" in text for _, text in said(run_folder(tmp_path / "others", falling(), evaluations=others)))
-    largest = [common | {"top1": 41.0, "random": False, "majority": 40.0}]
-    assert any(mark == "bad" and "largest class" in text for mark, text in said(run_folder(tmp_path / "largest", falling(), evaluations=largest)))
-    collapsed = run_folder(tmp_path / "collapsed", falling(), rank=1.2)
-    assert any(mark == "bad" and "collaps" in text for mark, text in said(collapsed))
-    waiting = run_folder(tmp_path / "waiting", falling(), data_wait=0.5)
-    assert any("waited for data 50%" in text for _, text in said(waiting))
+
+@pytest.mark.parametrize("width", [390, 320])
+def test_nothing_is_wider_than_a_phone(tmp_path, width):
+    """As a browser lays it out, with everything unfolded; tables scroll inside themselves."""
+    browser = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip("no chromium on this machine")
+    rows = [measured(protocol, 40.0, 37.0, 43.0, random=random, pooling="cls+avg") for protocol in ("knn", "linear") for random in (False, True)]
+    long = {"data": "/a/very/long/path/without/a/single/place/to/break/it/anywhere/at/all/pictures.parquet", "lr": 1e-4, "seed": 7}
+    bad = [{"path": long["data"] * 2, "reason": "image file is truncated"}]
+    first = drawn(run_folder(tmp_path / "a", falling(), evaluations=rows, patch_mean=0.98, quarantine=bad), 200)
+    second = drawn(run_folder(tmp_path / ("b" * 40), falling(), evaluations=rows, config=long), 200)
+    drawn(first, 100)
+    for i, runs in enumerate(([first], [first, second])):
+        text = report.write(runs, tmp_path / f"{i}.html").read_text(encoding="utf-8")
+        frame = f'<title></title><iframe width={width} height=900 srcdoc="{escape(text.replace("</body>", PROBE), quote=True)}"></iframe>'
+        (tmp_path / "frame.html").write_text(frame, encoding="utf-8")
+        quiet = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+        words = [browser, *quiet.split(), f"--user-data-dir={tmp_path}/browser", "--dump-dom", (tmp_path / "frame.html").as_uri()]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True).stdout
+        inner, needed, wide = json.loads(unescape(re.search("<title>(.*?)</title>", done)[1]))
+        assert (inner, wide) == (width, []) and needed <= width
+
+
+def test_losses_that_tell_different_things_are_not_compared(tmp_path):
+    first = run_folder(tmp_path / "a", falling(), config={"method.mask_ratio": 0.75})
+    second = run_folder(tmp_path / "b", falling(to=0.6), config={"method.mask_ratio": 0.5})
+    text, _ = written(first, second, out=tmp_path / "both.html")
+    assert "not compared: method.mask_ratio differs" in text and "lowest" not in section(text, "where-it-led")
+
+
+def test_runs_of_different_kinds_stand_beside_each_other(tmp_path):
+    first = drawn(run_folder(tmp_path / "pre", falling(), evaluations=[measured("finetune", 70.0, 66.0, 74.0)], patch_mean=0.98), 200)
+    tuned = {"method": "finetune", "encoder": "runs/pre", "mixup": 0.8, "model": None}
+    second = run_folder(tmp_path / "tuned", falling(80, 2.0), config=tuned, every={80: {"top1": 69.0, "val_loss": 1.1, "majority": 11.0}}, evaluations=[measured("finetune", 70.0, 66.0, 74.0)])
+    broken = run_folder(tmp_path / "broken", [1.0], status="failed")
+    (broken / "config.yaml").write_text("- no\n- settings")
+    text, _ = written(first, second, broken, out=tmp_path / "all.html")
+    assert "Loss of mae" in text and "Loss of finetune" in text and "Validation accuracy" in text and "fine-tuned" in section(text, "evaluations")
+    assert ">failed<" in text and "mixup" in section(text, "what-differs")
+    assert "prediction of pre" in text  # alone, it is still shown
+    text, _ = written(second)
+    assert "69.0 %" in text and "unmask reconstruct" not in text
+
+
+def test_the_same_run_twice_and_twins(tmp_path):
+    first, twin = run_folder(tmp_path / "x" / "a", falling()), run_folder(tmp_path / "y" / "a", falling())
+    text, _ = written(first, first / ".." / "a")
+    assert "side by side" not in text and (first / "report.html").is_file()
+    text, _ = written(first, twin, out=tmp_path)
+    assert "x/a" in text and "y/a" in text and (tmp_path / "report.html").is_file() and "The settings are the same." in text
+
+
+def with_weights(path, seed):
+    """A run whose network can be opened again."""
+    from safetensors.torch import save_file
+
+    from unmask.load import metadata_of
+
+    torch.manual_seed(seed)
+    words = {"model": "vit_tiny_patch16_224", "img_size": (32, 32), "in_chans": 3, "patch_size": 8, "width": 24, "depth": 1, "heads": 2}
+    method = MAE(decoder_width=16, decoder_depth=1, decoder_heads=1)
+    save_file(method.build(**words).state_dict(), path / "model.safetensors", metadata_of(method, "mae", **words))
+    statistics = {"in_chans": 3, "low": [0.0] * 3, "high": [255.0] * 3, "mean": [0.5] * 3, "std": [0.25] * 3}
+    (path / "data.json").write_text(json.dumps({"count": 4, "fingerprint": "x", "statistics": statistics}))
+    return path
+
+
+def test_runs_that_drew_different_pictures_draw_the_same_ones_now(tmp_path):
+    for i in range(4):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.effect_noise((40, 40), 80).convert("RGB").save(tmp_path / "photos" / f"{i}.png")
+    settings = {"img_size": [32, 32], "data": str(tmp_path / "photos")}
+    first = with_weights(drawn(run_folder(tmp_path / "a", falling(), config=settings), 200, ("one.png",)), 0)
+    second = with_weights(drawn(run_folder(tmp_path / "b", falling(), config=settings), 200, ("two.png",)), 1)
+    _, seen = written(first, second, out=tmp_path / "both.html")
+    alts = {picture["alt"] for picture in seen.all("img")}
+    assert {"photos/0.png: original", "photos/0.png: what a sees of it", "photos/3.png: prediction of b"} <= alts and "photos/0.png: what b sees of it" not in alts
+    (second / "model.safetensors").unlink()
+    text, _ = written(first, second, out=tmp_path / "half.html")
+    assert "neither model.safetensors nor a complete checkpoint" in text and "prediction of a" in text
+    for picture in (tmp_path / "photos").iterdir():
+        picture.unlink()
+    text, _ = written(first, second, out=tmp_path / "gone.html")
+    assert "--pictures DATA" in text and "one.png: prediction" in text and "two.png: prediction" in text
+    with pytest.raises(Refused):
+        report.write([first, second], tmp_path / "no.html", pictures=tmp_path / "photos")
 
 
 def test_what_is_no_run_is_refused(tmp_path):
@@ -174,33 +215,14 @@ def test_what_is_no_run_is_refused(tmp_path):
         report.write([])
 
 
-def test_curves_take_what_is_there(tmp_path):
-    rows = [{"step": i, "loss": 1 / (i + 1), "knn": None, "rank": float("nan")} for i in range(1000)]
-    assert [chart.key for chart in curves.present({"a": rows})] == ["loss"]
-    steps, mean, low, high = curves.thin(range(1000), [float(i == 500) for i in range(1000)], 7)
-    assert len(steps) == 143 and max(high) == 1 and max(mean) < 1 and max(low) == 0  # a spike is not lost
-    for name in ("c.png", "c.svg"):
-        assert curves.save({"a": rows, "b": rows[:40]}, tmp_path / name).stat().st_size > 2000
-    curves.save({"empty": []}, tmp_path / "e.png")
-    drawn = curves.svg(curves.CHARTS[0], {'<a "b">': rows})
-    assert "var(--series-1)" in drawn and "<a " not in drawn and "#" not in re.sub(r'(url\(|href=")#', "", drawn)
+def test_no_code_of_a_run_from_elsewhere_is_run(tmp_path):
+    """A method of one's own is a file; to report on its run does not open that file."""
+    (tmp_path / "method.py").write_text("raise SystemExit('run')")
+    path = run_folder(tmp_path / "run", falling(), config={"method": f"{tmp_path}/method.py:Mine"})
+    written(path)
 
 
-def brightness(colour):
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def test_text_and_curves_can_be_read_in_light_and_dark():
-    """WCAG 2.1, contrast ratio of at least 4.5 on every background that carries it."""
-    light, dark = page.STYLE.split("@media (prefers-color-scheme: dark)")
-    for sheet in (light, dark[: dark.index("}")]):
-        colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", sheet))
-        assert {"page", "card", "ink", "quiet", "good", "bad", "open", "note", "series-1", "series-6"} <= colours.keys()
-        for name, colour in colours.items():
-            if name in ("page", "card", "code", "rule"):
-                continue
-            for ground in ("page", "card"):
-                low, high = sorted((brightness(colour), brightness(colours[ground])))
-                assert (high + 0.05) / (low + 0.05) >= 4.5, (name, ground)
+def test_it_is_written_without_torch(tmp_path):
+    path = drawn(run_folder(tmp_path / "run", falling()), 200)
+    script = "import sys; from unmask.visualize.report import write; write(sys.argv[1:]); print(sorted({'torch', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True).stdout == "[]\n"

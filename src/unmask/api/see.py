@@ -22,11 +22,12 @@ class Reconstruct:
     statistics: Literal["visible", "truth"] = "visible"  # brightness of hidden patches: estimated from what is visible, or given away
     mask_ratio: Ratio | None = None  # share of patches hidden; not given: the run's own
     img_size: tuple[int, int] | None = None  # height and width of the input (one number: square); not given: the run's own
+    bands: tuple[int, int, int] | None = None  # channels drawn as red, green and blue, from 1 (one number: as grey); not given: the first three
     count: int = 8  # pictures drawn at most
     seed: int = 0  # of the masks
 
     def __post_init__(self):
-        within(self, "img_size count", 1)
+        within(self, "img_size bands count", 1)
         within(self, "seed", 0)
 
 
@@ -89,6 +90,7 @@ class Report:
     """Where the page goes."""
 
     out: str | None = None  # the file to write; not given: report.html in the run, or here for several
+    pictures: str | None = None  # DATA of which all runs imagine the same pictures; not given: what they drew, or the first run's DATA
 
 
 def reconstruct(run: str | Path, images: Any, **settings: Any) -> Path:
@@ -108,7 +110,10 @@ def reconstruct(run: str | Path, images: Any, **settings: Any) -> Path:
     look = Look(img_size=asked.img_size, seed=asked.seed, workers=0)
     _, pictures, _ = sight_of(run, images, look, None)
     x, names = first_of(pictures, asked.count)
-    grid(learner, x, names, mean=pictures.format.mean, std=pictures.format.std, statistics=asked.statistics, seed=asked.seed, out=asked.out)
+    bands = [band - 1 for band in asked.bands] if asked.bands is not None else None
+    if bands is not None and len(set(bands)) == 1:
+        bands = bands[:1]  # one number was said: grey
+    grid(learner, x, names, mean=pictures.format.mean, std=pictures.format.std, statistics=asked.statistics, seed=asked.seed, bands=bands, out=asked.out)
     return written(asked.out)
 
 
@@ -172,10 +177,21 @@ def inspect(data: Any, **settings: Any) -> dict[str, Any]:
     return found
 
 
-def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
+def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None, *, pictures: Any = None) -> Path:
     """Write report.html about one run, or about several side by side; its path."""
+    if pictures is not None:
+        check_data(pictures)
     from unmask.visualize.report import write
 
-    path = write([runs] if isinstance(runs, str | Path) else runs, out)
+    path = write([runs] if isinstance(runs, str | Path) else runs, out, pictures)
     print(path)
     return path
+
+
+def runs(folder: str | Path) -> dict[str, Any]:
+    """Every run below a folder, the last that gave a sign first: state, step, best figures, size, age, and the command that goes on."""
+    from unmask.run.listing import lines, listing
+
+    found = listing(folder)
+    print("\n".join(lines(found, folder)))
+    return {"runs": found}

@@ -18,6 +18,8 @@ from unmask.settings import FORMAT
 
 CONFIG = "config.yaml"
 BEFORE = {"environment.json", "status.json", "metrics.jsonl", "quarantine.jsonl", "log.txt", "data.json", ".lock"}  # files of ours that hold no work
+LOCK = ".lock"  # held by the process that trains, as long as it lives
+HELD: set[str] = set()  # the lock files that this process holds: to open and close one of them again would free it (POSIX)
 PACKAGES = ("unmask", "torch", "torchvision", "timm", "lightning-fabric", "safetensors", "numpy", "pillow")
 
 Status = Literal["running", "interrupted", "finished", "failed"]
@@ -71,6 +73,23 @@ def write_whole(path: Path, text: str) -> None:
         hidden.unlink(missing_ok=True)
 
 
+def held(path: Path) -> bool | None:
+    """Whether a process trains in this folder; None where that cannot be told: no lock file, or a disk that knows no locks."""
+    lock = path / LOCK
+    if os.path.realpath(lock) in HELD:
+        return True
+    try:
+        import fcntl
+
+        with open(lock) as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True if lock.is_file() and os.access(lock, os.R_OK) else None
+    except (ImportError, OSError):
+        return None
+    return False
+
+
 class RunFolder:
     """One run's folder. `create` makes it, `open` finds it again; the process of rank 0 writes, the others only read."""
 
@@ -79,6 +98,7 @@ class RunFolder:
         self._metrics: Any = None
         self._flushed = 0.0
         self._lock: Any = None
+        self._held = ""  # the lock file's place, while it is held
         self.reached = 0  # the last step of which this process wrote down the loss
 
     @classmethod
@@ -128,11 +148,13 @@ class RunFolder:
             import fcntl
         except ImportError:
             return
-        self._lock = self._lock or open(self.path / ".lock", "w")  # noqa: SIM115
+        self._lock = self._lock or open(self.path / LOCK, "w")  # noqa: SIM115
         end = time.monotonic() + patience
         while True:
             try:
                 fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._held = os.path.realpath(self.path / LOCK)
+                HELD.add(self._held)
                 return
             except (BlockingIOError, PermissionError):
                 if time.monotonic() > end:
@@ -144,6 +166,7 @@ class RunFolder:
     def leave(self) -> None:
         """Let go of the folder."""
         if self._lock is not None:
+            HELD.discard(self._held)
             self._lock.close()
             self._lock = None
 

@@ -1,21 +1,27 @@
-"""The curves of a run: few small charts, each with what is needed to judge it, drawn from metrics.jsonl."""
+"""The curves of runs: few small charts, each with what is needed to judge it, drawn from metrics.jsonl as SVG that follows the page's colours."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from html import escape
-from io import StringIO
-from pathlib import Path
-from typing import Any
 
-Rows = list[dict[str, Any]]
+from unmask.run.records import Run, column
+
 POINTS = 150  # of the longest curve: more cannot be seen at this size
 SERIES = ("#2563a8", "#b4500f", "#1a7f4b", "#8a3ffc", "#b0243f", "#5b6472")  # contrast on white above 4.5 each
-INK, QUIET, RULE, PAPER = "#181c22", "#525a65", "#d5dae0", "#ffffff"
+DASHES = ("", "8 3", "2 3", "10 3 2 3", "5 2", "14 4")  # a run is told by its letter, its marker and its line, not by colour alone
+SHAPES = (
+    "M-3.6 0A3.6 3.6 0 1 0 3.6 0A3.6 3.6 0 1 0-3.6 0Z",  # disc
+    "M-3.3-3.3H3.3V3.3H-3.3Z",  # square
+    "M0-4.4L4.2 3.2H-4.2Z",  # triangle
+    "M0-4.8L4.4 0L0 4.8L-4.4 0Z",  # diamond
+    "M-4.2-3.2H4.2L0 4.4Z",  # triangle that stands on its tip
+    "M-1.3-4.2H1.3V-1.3H4.2V1.3H1.3V4.2H-1.3V1.3H-4.2V-1.3H-1.3Z",  # cross
+)
+WIDTH, HEIGHT, TOP, BOTTOM, LETTER = 380, 232, 12, 34, 7.2  # of a chart and of one digit, in its own units
+MARKERS = 5  # on a curve of many points
 
 
 @dataclass(frozen=True)
@@ -28,44 +34,67 @@ class Chart:
     beside: tuple[tuple[str, str], ...] = ()
     percent: bool = False  # the column is a share of 1
     from_zero: bool = False
+    steep: bool = False  # the first steps are far above the rest: they may leave the chart
+    rest: bool = False  # looked at seldom
 
 
-CHARTS = (
-    Chart(
-        "loss",
-        "Loss",
-        "lower is better; the dashed lines need no network",
-        (("patch_mean", "each hidden patch its own mean"), ("copy_nearest", "copy the nearest visible patch")),
-    ),
-    Chart("knn", "kNN accuracy, %", "labels judge the frozen features; higher is better", (("knn_random", "random encoder"),)),
-    Chart("rank", "Effective rank of the features", "directions in use; a fall towards 1 is a collapse", from_zero=True),
-    Chart("lr", "Learning rate", "warm-up, then cosine", from_zero=True),
-    Chart("images_per_second", "Pictures a second", "how fast the run trains", from_zero=True),
-    Chart("data_wait", "Time waiting for data, %", "0 is best; high: more workers or a faster disk", percent=True, from_zero=True),
+LOSS = Chart(
+    "loss",
+    "Loss",
+    "Lower is better; the dashed lines need no network.",
+    (("patch_mean", "patch mean"), ("copy_nearest", "copy the nearest")),
+    steep=True,
 )
+LARGEST = (("majority", "always the largest class"),)
+CHARTS = (
+    LOSS,
+    Chart("top1", "Validation accuracy, %", "Of pictures that do not teach; higher is better.", LARGEST),
+    Chart("auroc", "Validation AUROC", "Of pictures that do not teach; higher is better."),
+    Chart("r2", "Validation R²", "Of pictures that do not teach: 1 is perfect, 0 is to answer the mean."),
+    Chart("val_loss", "Validation loss", "Of pictures that do not teach; a rise while the loss falls: learnt by heart.", steep=True),
+    Chart("knn", "kNN accuracy, %", "Labels judge the frozen features; higher is better.", (("knn_random", "random encoder"),)),
+    Chart("rank", "Effective rank of the features", "Directions in use; a fall towards 1 is a collapse.", from_zero=True),
+    Chart("lr", "Learning rate", "Warm-up, then cosine.", from_zero=True),
+    Chart("images_per_second", "Images a second", "How fast the run trains.", from_zero=True),
+    Chart("data_wait", "Time waiting for data, %", "0 is best; high: more workers or a faster disk.", percent=True, from_zero=True),
+    Chart("grad_norm", "Gradient norm", "Peaks are steps at which the weights jumped.", steep=True, from_zero=True, rest=True),
+    Chart("feature_std", "Spread of the features", "About 1: spread out; towards 0: a collapse.", from_zero=True, rest=True),
+)
+KNOWN = {"step", "loss", "skipped", "knn_n", "val_n"} | {chart.key for chart in CHARTS} | {key for chart in CHARTS for key, _ in chart.beside}
 
 
-def read(path: Path | str) -> Rows:
-    """The rows of a metrics.jsonl; a file that is absent has none, a line cut by a crash is left out."""
-    path = Path(path)
-    rows: Rows = []
-    if not path.is_file():
-        return rows
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+def present(runs: dict[str, Run]) -> list[tuple[Chart, dict[str, Run]]]:
+    """The charts for which there are numbers, each with the runs that have them; losses that mean different things apart."""
+    found = []
+    for chart in [*CHARTS, *others(runs)]:
+        having = {name: run for name, run in runs.items() if column(run.rows, chart.key)[0]}
+        if chart is LOSS:
+            kinds = list(dict.fromkeys(loss_of(run) for run in having.values()))
+            for kind in kinds:
+                says = chart.says if not kind[1] else "Lower is better; of pictures as they teach, distorted and mixed."
+                one = replace(chart, title=chart.title if len(kinds) == 1 else f"Loss of {kind[0]}", says=says)
+                found.append((one, {name: run for name, run in having.items() if loss_of(run) == kind}))
+        elif having:
+            found.append((chart, having))
+    return found
 
 
-def column(rows: Iterable[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of one column, where both are finite numbers, in the order of the steps."""
-    pairs = [(row.get("step"), row.get(key)) for row in rows]
-    good = sorted((float(s), float(v)) for s, v in pairs if isinstance(s, int | float) and isinstance(v, int | float) and math.isfinite(v))
-    return [step for step, _ in good], [value for _, value in good]
+def loss_of(run: Run) -> tuple[str, bool]:
+    """What the loss of a run is of: losses of different kinds share no axis."""
+    raw = run.config.get("method.norm_pix") is False
+    return (run.method or "the run") + (", raw pixels" if raw else ""), run.supervised
+
+
+def others(runs: dict[str, Run]) -> list[Chart]:
+    """A chart for each further column of numbers, such as the parts of a loss; the average of the weights has its own."""
+    names = sorted({key for run in runs.values() for row in run.rows[-50:] for key, value in row.items() if isinstance(value, int | float)} - KNOWN)
+    titles = {chart.key: chart.title for chart in CHARTS}
+    charts = []
+    for name in names:
+        base = name.removesuffix("_average")
+        title = f"{titles[base]}, averaged weights" if base != name and base in titles else name
+        charts.append(Chart(name, title, "As it stands in metrics.jsonl.", LARGEST if base == "top1" else (), rest=base == name))
+    return charts
 
 
 def thin(steps: Sequence[float], values: Sequence[float], size: int) -> tuple[list[float], list[float], list[float], list[float]]:
@@ -75,140 +104,183 @@ def thin(steps: Sequence[float], values: Sequence[float], size: int) -> tuple[li
     return [sum(steps[p]) / len(steps[p]) for p in parts], mean, [min(values[p]) for p in parts], [max(values[p]) for p in parts]
 
 
-def present(runs: dict[str, Rows]) -> list[Chart]:
-    """The charts for which at least one run has numbers."""
-    return [chart for chart in CHARTS if any(column(rows, chart.key)[0] for rows in runs.values())]
+@dataclass(frozen=True)
+class Line:
+    """One run's curve, ready to be drawn."""
+
+    name: str
+    place: int  # of the run on the page: its letter, colour, dash and marker
+    steps: list[float]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    marked: list[int]  # the points that carry a marker
 
 
-def draw(axes, chart: Chart, runs: dict[str, Rows]) -> None:
-    """One chart into matplotlib `axes`: a colour a run, and the reference lines named at the right."""
+def lines_of(chart: Chart, runs: dict[str, Run], order: Sequence[str]) -> list[Line]:
+    """The curves of a chart; all are thinned alike, so that they look equally smooth."""
     scale = 100.0 if chart.percent else 1.0
-    curves = [column(rows, chart.key) for rows in runs.values()]
-    size = max(1, -(-max(len(values) for _, values in curves) // POINTS))  # one for all, so that curves look equally smooth
-    for colour, (steps, values) in zip(_colours(len(runs)), curves):
-        steps, mean, low, high = thin(steps, [scale * value for value in values], size)
-        few = size == 1 and len(steps) <= 40
-        axes.plot(steps, mean, color=colour, linewidth=1.8, marker="o" if few else None, markersize=3.5, zorder=3)
-        if len(runs) == 1 and size > 1:
-            axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2)
-    lines = _references(chart, runs)
-    for level, _, colour in lines:
-        axes.axhline(scale * level, color=colour, linewidth=1.1, linestyle=(0, (5, 3)), zorder=1)
-    if chart.from_zero:
-        axes.set_ylim(0, (axes.get_ylim()[1] * 1.03) or 1)
-    _name_lines(axes, [(scale * level, said) for level, said, _ in lines if said])
-    _dress(axes, chart)
-
-
-def _references(chart: Chart, runs: dict[str, Rows]) -> list[tuple[float, str, str]]:
-    """Level, name and colour of the reference lines: one for all runs where they agree within 1 %, else one a run, unnamed."""
+    curves = {name: column(run.rows, chart.key) for name, run in runs.items()}
+    size = max(1, -(-max(len(values) for _, values in curves.values()) // POINTS))
     lines = []
-    for key, said in chart.beside:
-        levels = [sum(values) / len(values) if (values := column(rows, key)[1]) else None for rows in runs.values()]
-        known = [level for level in levels if level is not None]
-        if known and max(known) - min(known) <= 0.01 * abs(max(known)):
-            lines.append((sum(known) / len(known), said, INK))
-        else:
-            lines += [(level, "", colour) for level, colour in zip(levels, _colours(len(runs))) if level is not None]
+    for name, (steps, values) in curves.items():
+        few = size == 1 and len(values) <= 24
+        thinned = thin(steps, [scale * value for value in values], size)
+        count, place = len(thinned[0]), order.index(name)
+        shift = (place + 1) / (len(order) + 1)  # markers of runs that lie on each other stand beside each other
+        marked = list(range(count)) if few else sorted({int(count * (i + shift) / MARKERS) for i in range(MARKERS)} - {count}) if len(order) > 1 else []
+        lines.append(Line(name, place, *thinned, marked))
     return lines
 
 
-def _name_lines(axes, ends: list[tuple[float, str]]) -> None:
-    """Write what each reference line is, above it, at the right, with a little air so that no name is cut."""
-    low, high = axes.get_ylim()
-    if ends:
-        high = max(high, max(level for level, _ in ends) + 0.1 * (high - low))
-        axes.set_ylim(low, high)
-    taken: list[float] = []
-    for level, said in sorted(ends):
-        close = any(abs(level - other) < 0.075 * (high - low) for other in taken)  # then below its line, not above
-        side: dict[str, Any] = {"xytext": (-2, -3 if close else 2), "va": "top" if close else "bottom", "ha": "right"}
-        where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        axes.annotate(f"{said} {level:.3g}", (1, level), color=QUIET, fontsize=9, **side, **where)
-        taken.append(level)
+def references(chart: Chart, runs: dict[str, Run], order: Sequence[str]) -> list[tuple[float, str, int | None]]:
+    """(level, name, whose) of the reference lines: one for all runs that agree within 1 %.
+
+    Where they do not agree, the first reference alone is drawn, each line named by the letters of its runs.
+    """
+    found: list[tuple[float, str, int | None]] = []
+    for key, said in chart.beside:
+        levels = {order.index(name): sum(values) / len(values) for name, run in runs.items() if (values := column(run.rows, key)[1])}
+        groups: list[list[int]] = []
+        for place in sorted(levels, key=lambda place: levels[place]):
+            alike = bool(groups) and levels[place] - levels[groups[-1][0]] <= 0.01 * abs(levels[place])
+            groups[-1].append(place) if alike else groups.append([place])
+        middles = [sum(levels[place] for place in group) / len(group) for group in groups]
+        if len(groups) == 1:
+            found.append((middles[0], said, None))
+        elif key == chart.beside[0][0]:
+            found += [(level, f"{' '.join(letter(place) for place in sorted(group))}: {said}", min(group)) for level, group in zip(middles, groups)]
+    return found
 
 
-def _dress(axes, chart: Chart) -> None:
-    axes.set_title(chart.title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=22)
-    axes.text(0, 1.03, chart.says, transform=axes.transAxes, fontsize=9.5, color=QUIET, va="bottom")
-    axes.set_xlabel("step", color=QUIET, fontsize=9.5)
-    axes.tick_params(colors=QUIET, labelsize=9.5, length=0)
-    axes.grid(axis="y", color=RULE, linewidth=0.8, zorder=0)
-    axes.set_axisbelow(True)
-    axes.margins(x=0.01)
-    axes.locator_params(axis="y", nbins=5)
-    axes.yaxis.set_major_formatter(lambda value, place: f"{value:.6g}")  # no factor set apart from the axis
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(RULE)
+def letter(place: int) -> str:
+    """A, B, C … of the runs on a page."""
+    return chr(65 + place) if place < 26 else str(place + 1)
 
 
-def _colours(count: int) -> list[str]:
-    return [SERIES[i % len(SERIES)] for i in range(count)]
+def limits(chart: Chart, lines: Sequence[Line], levels: Sequence[float]) -> tuple[float, float, bool]:
+    """Lowest and highest number of the chart, and whether a steep beginning leaves it at the top."""
+    lows, highs = [min(line.low) for line in lines], [max(line.high) for line in lines]
+    low, high = min([*lows, *levels]), max([*highs, *levels])
+    cut = False
+    if chart.steep:
+        later = [value for line in lines for value in line.high[max(1, len(line.high) // 12) :]]
+        settled = max([*later, *levels], default=high)
+        if later and high - settled > 0.35 * (settled - low):
+            high, cut = settled + 0.12 * (settled - low), True
+    if chart.from_zero:
+        low = min(low, 0.0)
+    room = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
+    return (low if chart.from_zero and low == 0 else low - room), high + room, cut
 
 
-def _figure(columns: int, lines: int):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.0 * columns, 3.1 * lines), layout="constrained", facecolor="none")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def svg(chart: Chart, runs: dict[str, Rows]) -> str:
-    """One chart as inline SVG whose colours are the page's CSS variables, so that it follows light and dark."""
-    import matplotlib
-
-    figure, text = _figure(1, 1), StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.key}):
-        axes = figure.subplots()
-        axes.set_facecolor("none")
-        draw(axes, chart, runs)
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    body = text.getvalue()
-    body = body[body.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
-    body = re.sub(r"font: ([^;\"]*?)(\d[\d.]*px) [^;\"]*", r"font: \1\2 var(--sans)", body)
-    names = {INK: "ink", QUIET: "quiet", RULE: "rule"} | {colour: f"series-{i + 1}" for i, colour in enumerate(SERIES)}
-    for colour, name in names.items():
-        body = body.replace(colour, f"var(--{name})")
-    body = re.sub(r'(id="|url\(#|href="#)', rf"\1{chart.key}-", body)  # several charts share one page
-    box = re.search(r'viewBox="[^"]*"', body)
-    said = escape(f"{chart.title} over the steps: {_summary(chart, runs)}", quote=True)
-    space = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return f'<svg role="img" aria-label="{said}" {box.group() if box else ""} {space}>' + body[body.index(">") + 1 :]
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round numbers between `low` and `high`."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(size * power for size in (1, 2, 2.5, 5, 10) if size * power >= rough * 0.999)
+    return [round(i * step, 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def _summary(chart: Chart, runs: dict[str, Rows]) -> str:
-    """The chart in words, for those who cannot see it."""
+def written(value: float) -> str:
+    """A number at an axis."""
+    if abs(value) >= 10000:
+        return f"{value / 1000:g}k" if abs(value) < 1e6 else f"{value / 1e6:g}M"
+    return f"{value:.4g}".replace("e-0", "e-")
+
+
+def svg(chart: Chart, runs: dict[str, Run], order: Sequence[str] = ()) -> str:
+    """One chart as inline SVG; `order`: the names of all runs on the page, which gives each its letter, colour and marker."""
+    order = list(order or runs)
+    lines = lines_of(chart, runs, order)
+    scale = 100.0 if chart.percent else 1.0
+    beside = [(scale * level, said, whose) for level, said, whose in references(chart, runs, order)]
+    low, high, cut = limits(chart, lines, [level for level, _, _ in beside])
+    first, last = min(line.steps[0] for line in lines), max(line.steps[-1] for line in lines)
+    last = last if last > first else first + 1
+    heights = ticks(low, high)
+    left, right = 12 + LETTER * max(len(written(value)) for value in heights), 12 if len(order) == 1 else 24
+    wide, tall = WIDTH - left - right, HEIGHT - TOP - BOTTOM
+
+    def x(step: float) -> float:
+        return round(wide * (step - first) / (last - first), 1)
+
+    def y(value: float) -> float:
+        return round(tall * (high - value) / (high - low), 1)
+
+    parts = [f'<g transform="translate({left:.1f} {TOP})">']
+    for value in heights:
+        parts.append(f'<path class="grid" d="M0 {y(value)}H{wide:.1f}"/><text x="-6" y="{y(value) + 4}" text-anchor="end">{written(value)}</text>')
+    for value in ticks(first, last, 5):
+        parts.append(f'<text x="{x(value)}" y="{tall + 17}" text-anchor="middle">{written(value)}</text>')
+    parts.append(f'<text x="{wide:.1f}" y="{tall + 31}" text-anchor="end">step</text>')
+    parts.append(f'<svg width="{wide:.1f}" height="{tall}" overflow="hidden">{"".join(curve(line, x, y, len(order) == 1) for line in lines)}</svg>')
+    parts.append(skipped(runs, x, tall) if chart.key == "loss" else "")
+    parts.append(levels(beside, y, wide, tall))
+    parts += markers(lines, x, y, tall, len(order) == 1)
+    if cut:
+        parts.append(f'<text class="halo" x="{wide * 0.16:.1f}" y="9">begins at {written(max(line.high[0] for line in lines))}</text>')
+    said = escape(f"{chart.title} over the steps: {in_words(lines, beside)}", quote=True)
+    return f'<svg class="chart" role="img" aria-label="{said}" viewBox="0 0 {WIDTH} {HEIGHT}">{"".join(parts)}</g></svg>'
+
+
+def curve(line: Line, x, y, alone: bool) -> str:
+    """The line of one run, over the band between lowest and highest where it stands alone."""
+    colour = f"var(--series-{line.place % len(SERIES) + 1})"
+    points = [f"{x(step)} {y(value)}" for step, value in zip(line.steps, line.mean)]
+    band = ""
+    if alone and line.low != line.high:
+        edge = [f"{x(s)} {y(v)}" for s, v in zip(line.steps, line.high)] + [f"{x(s)} {y(v)}" for s, v in zip(line.steps[::-1], line.low[::-1])]
+        band = f'<path d="M{"L".join(edge)}Z" style="fill:{colour};opacity:.18"/>'
+    dash = f";stroke-dasharray:{DASHES[line.place % len(DASHES)]}" if DASHES[line.place % len(DASHES)] else ""
+    return band + f'<path class="line" d="M{"L".join(points)}" style="stroke:{colour}{dash}"/>'
+
+
+def markers(lines: Sequence[Line], x, y, tall: float, alone: bool) -> list[str]:
+    """The markers, with the numbers behind them for who points at one; and each run's letter at its end, none over another."""
     parts = []
-    for name, rows in runs.items():
-        _, values = column(rows, chart.key)
-        if values:
-            scale = 100.0 if chart.percent else 1.0
-            parts.append(f"{name} from {scale * values[0]:.4g} to {scale * values[-1]:.4g}")
-        for key, said in chart.beside:
-            _, reference = column(rows, key)
-            if reference:
-                parts.append(f"{said} {sum(reference) / len(reference):.4g}")
-    return "; ".join(parts)
+    for line in lines:
+        colour = f"var(--series-{line.place % len(SERIES) + 1})"
+        for i in line.marked:
+            if 0 <= y(line.mean[i]) <= tall:
+                said = escape(f"{line.name}, step {line.steps[i]:,.0f}: {line.mean[i]:.4g}")
+                shape = SHAPES[line.place % len(SHAPES)]
+                parts.append(f'<path d="{shape}" transform="translate({x(line.steps[i])} {y(line.mean[i])})" style="fill:{colour}"><title>{said}</title></path>')
+    if alone:
+        return parts
+    ends = sorted(lines, key=lambda line: y(line.mean[-1]))
+    at = [min(max(y(line.mean[-1]), 0.0), tall) for line in ends]
+    for i in range(1, len(at)):
+        at[i] = max(at[i], at[i - 1] + 13)
+    if at and at[-1] > tall:
+        at = [value - (at[-1] - tall) for value in at]
+    for line, height in zip(ends, at):
+        colour = f"var(--series-{line.place % len(SERIES) + 1})"
+        parts.append(f'<text class="name" x="{x(line.steps[-1]) + 7}" y="{height + 4.5:.1f}" style="fill:{colour}">{letter(line.place)}</text>')
+    return parts
 
 
-def save(runs: dict[str, Rows], out: Path | str) -> Path:
-    """All charts in one picture (`.png`, `.svg`, `.pdf`), two side by side; several runs are named by colour on top."""
-    charts, out = present(runs), Path(out)
-    figure = _figure(min(2, max(1, len(charts))), max(1, -(-len(charts) // 2)))
-    figure.set_facecolor(PAPER)
-    for i, chart in enumerate(charts):
-        draw(figure.add_subplot(-(-len(charts) // 2), min(2, len(charts)), i + 1, facecolor=PAPER), chart, runs)
-    if not charts:
-        figure.text(0.5, 0.5, "no numbers yet", ha="center", color=QUIET)
-    if len(runs) > 1:
-        from matplotlib.lines import Line2D
+def levels(beside: Sequence[tuple[float, str, int | None]], y, wide: float, tall: float) -> str:
+    """The reference lines, each with its name and level at its right end, above it or, where another is near, below."""
+    parts, taken = [], list[float]()
+    for level, said, whose in sorted(beside, key=lambda item: -item[0]):
+        colour = "var(--ink)" if whose is None else f"var(--series-{whose % len(SERIES) + 1})"
+        parts.append(f'<path class="level" d="M0 {y(level)}H{wide:.1f}" style="stroke:{colour}"/>')
+        above, below = y(level) - 5, y(level) + 14
+        place = next((height for height in (above, below) if 9 < height < tall and all(abs(height - other) > 12 for other in taken)), None)
+        if place is not None:
+            taken.append(place)
+            parts.append(f'<text class="halo" x="{wide - 4:.1f}" y="{place:.1f}" text-anchor="end">{escape(said)} {level:.3g}</text>')
+    return "".join(parts)
 
-        lines = [Line2D([], [], color=colour, linewidth=2) for colour in _colours(len(runs))]
-        figure.legend(lines, list(runs), loc="outside upper left", frameon=False, ncols=min(len(runs), 4))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
-    return out
+
+def skipped(runs: dict[str, Run], x, tall: float) -> str:
+    """A cross at the foot of the chart for every step that was left out because its numbers were not finite."""
+    steps = [row["step"] for run in runs.values() for row in run.rows if row.get("skipped") and isinstance(row.get("step"), int | float)][:100]
+    return "".join(f'<text x="{x(step)}" y="{tall - 3}" text-anchor="middle" class="bad">×<title>step {step:,} was skipped</title></text>' for step in steps)
+
+
+def in_words(lines: Sequence[Line], beside: Sequence[tuple[float, str, int | None]]) -> str:
+    """The chart in words, for those who cannot see it."""
+    parts = [f"{line.name} from {line.mean[0]:.4g} to {line.mean[-1]:.4g}" for line in lines]
+    return "; ".join([*parts, *(f"{said} {level:.4g}" for level, said, _ in beside)])

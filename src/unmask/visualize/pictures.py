@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from unmask.errors import Refused
+from unmask.visualize.panels import LAYOUT
 
 PAPER, INK, QUIET, RULE = (255, 255, 255), (24, 28, 34), (82, 90, 101), (224, 228, 233)  # text contrast on paper: 17 and 7
 HIDDEN = (138, 144, 154)  # what was masked: a grey that is no part of the picture
@@ -42,7 +46,8 @@ class Colours:
         channels = x.shape[1]
         bands = tuple(bands) if bands is not None else (0, 1, 2) if channels >= 3 else (0,)
         if len(bands) not in (1, 3) or not all(0 <= band < channels for band in bands):
-            raise Refused(f"bands {bands} cannot be shown: give one or three channel numbers from 0 to {channels - 1}")
+            numbers = " ".join(str(band + 1) for band in bands)
+            raise Refused(f"--bands {numbers}: the network takes {channels} channel{'s' if channels > 1 else ''}; give one or three of the numbers 1 to {channels}")
         if mean is None or std is None:
             least, most = (float(torch.quantile(_some(x.flatten()), q)) for q in (0.01, 0.99))
             mean, std = (-least / max(most - least, 1e-6),), (1 / max(most - least, 1e-6),)
@@ -52,9 +57,14 @@ class Colours:
         shown = (x.float().cpu() * width + middle)[:, list(bands)].transpose(0, 1).flatten(1)  # (bands, B·H·W)
         low, high = (torch.quantile(_some(shown), q, dim=1).reshape(-1, 1, 1) for q in (0.02, 0.98))
         numbers = ", ".join(str(band + 1) for band in bands)
-        what = f"Channels {numbers} of {channels} shown as red, green, blue" if len(bands) == 3 else f"Channel {numbers} of {channels} shown as grey"
-        note = what + ", contrast stretched (2nd to 98th percentile of the originals); errors count all channels."
+        what = f"Bands {numbers} of {channels} are shown as red, green, blue" if len(bands) == 3 else f"Band {numbers} of {channels} is shown as grey"
+        note = what + ", contrast stretched (2nd to 98th percentile of the originals); errors count all bands."
         return cls(middle, width, bands, low, torch.maximum(high, low + 1e-6), note)
+
+    @property
+    def label(self) -> str:
+        """What stands beside a heading where not everything that the network sees is shown; else nothing."""
+        return f", band{'s' if len(self.bands) > 1 else ''} {' '.join(str(band + 1) for band in self.bands)}" if self.note else ""
 
     def unit(self, x: torch.Tensor) -> torch.Tensor:
         """The picture behind the network's numbers: `(B, C, H, W)`, all channels, 0..1 where the data's range is."""
@@ -133,15 +143,23 @@ def wrap(text: str, width: float, letters) -> list[str]:
 
 @dataclass(frozen=True)
 class Row:
-    """Pictures that stand side by side, the line above them, and what is written under each (may be empty)."""
+    """Pictures that stand side by side, the line above them, and what is written under each (may be empty).
+
+    `name` says which picture it is, so that the same one is found on another sheet.
+    """
 
     images: Sequence[Image.Image]
     label: str = ""
     captions: Sequence[str] = ()
+    name: str = ""
 
 
 def sheet(rows: Sequence[Row], header: Sequence[str] = (), title: str = "", legend: Sequence[str] = ()) -> Image.Image:
-    """A labelled sheet: title, one heading a column, then rows of pictures, then what must be known to read them."""
+    """A labelled sheet: title, one heading a column, then rows of pictures, then what must be known to read them.
+
+    Its `info[LAYOUT]` says the same as text, with the place of each panel: written into a PNG, it lets a page show the panels
+    with words beside them that can be read aloud, on a phone and in the dark.
+    """
     big, middle, small = font(21), font(15), font(14)
     panels = [[enlarge(image) for image in row.images] for row in rows]
     columns = max((len(row) for row in panels), default=1)
@@ -164,8 +182,13 @@ def sheet(rows: Sequence[Row], header: Sequence[str] = (), title: str = "", lege
         for i, line in enumerate(lines):
             draw.text((left, y + 20 * (head - len(lines) + i)), line, INK, middle)
     y += 20 * head + 8
+    laid = []
     for row, images in zip(rows, panels):
+        top = y + 22 * bool(row.label)
+        boxes = [[left, top, *panel.size, max(1, panel.width // image.width)] for left, panel, image in zip(lefts, images, row.images)]
+        laid.append({"name": row.name, "label": row.label, "captions": list(row.captions), "boxes": boxes})
         y = _row(canvas, draw, row, images, lefts, y, inner)
+    canvas.info[LAYOUT] = json.dumps({"title": title, "header": list(header), "rows": laid, "legend": list(legend)}, ensure_ascii=False)
     if legends:
         draw.line((MARGIN, y, MARGIN + inner, y), RULE)
         for i, line in enumerate(legends):
@@ -191,5 +214,8 @@ def save(image: Image.Image, out: Path | str | None) -> Image.Image:
     """Write `image` where a place was given (parent folders are made), and hand it back."""
     if out is not None:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-        image.save(out)
+        words = PngInfo()
+        words.add_itxt(LAYOUT, image.info.get(LAYOUT, ""))
+        more: dict[str, Any] = {"pnginfo": words} if Path(out).suffix.lower() == ".png" else {}
+        image.save(out, **more)
     return image

@@ -200,7 +200,8 @@ def grid(
 ) -> Image.Image:
     """The labelled sheet, one row a picture of normalised `x (B, C, H, W)`; written to `out` where given.
 
-    `mean` and `std` are the run's, a number a channel: they undo the normalisation.
+    `mean` and `std` are the run's, a number a channel: they undo the normalisation. `bands`: the channels that are drawn, from 0,
+    one or three; not given, of more than three the first three.
     """
     colours = Colours.of(x, mean, std, bands)
     answer = reconstruct(learner, x, statistics=statistics, seed=seed)
@@ -212,10 +213,10 @@ def grid(
     for i, name in enumerate(names):
         known = answer.seen[i] | answer.hidden[i]
         panels = [originals[i], cover(originals[i], answer.seen[i]), cover(pasted[i], known), heat(maps[i], ERROR_TOP)]
-        rows.append(Row(panels, f"{short_name(name)}   error {errors[i]:.3f}, smooth fill {fills[i]:.3f}"))
+        rows.append(Row(panels, f"{short_name(name)}   error {errors[i]:.3f}, smooth fill {fills[i]:.3f}", name=short_name(name)))
     share = float(answer.hidden.float().mean())
     told = statistics == "truth" and "true patch mean" in answer.said
-    header = ["original", f"masked ({share:.0%} hidden)", "prediction" + (" + true mean, std" if told else ""), "error"]
+    header = ["original" + colours.label, f"masked ({share:.0%} hidden)", "prediction" + (" + true mean, std" if told else ""), "error"]
     better = int((errors < fills).sum())
     legend = [
         answer.said + " Visible patches are pasted from the original; seams between patches are normal.",

@@ -1,17 +1,17 @@
-"""What a run folder says, in plain sentences: did it learn, can it be told, what is wrong."""
+"""What a run folder says, in plain sentences: did it learn, can it be told, what is wrong, what to do."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from unmask.errors import Refused
-from unmask.visualize.curves import Rows, column, read
+from unmask.run.records import METRICS, Figure, Rows, Run, column, number, said
 
 Mark = Literal["good", "bad", "open", "note"]
+BASELINES = (("patch_mean", "filling each hidden patch with its own mean"), ("copy_nearest", "copying the nearest visible patch"))
+SAME = ("n_train", "n_val", "val", "img_size", "classes", "metric", "shots", "share")  # what must agree before two measurements are compared
+HARDLY = 0.05  # of a baseline: a loss that is less than this below it has only begun to fall
 
 
 @dataclass(frozen=True)
@@ -22,74 +22,9 @@ class Finding:
     text: str
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run folder, read; whatever is missing is empty."""
-
-    folder: Path
-    name: str
-    config: dict[str, Any]
-    status: dict[str, Any]
-    environment: dict[str, Any]
-    rows: Rows
-    evaluations: Rows
-    quarantine: Rows
-    pictures: list[Path]
-    log: list[str]
-
-    @classmethod
-    def read(cls, folder: Path | str) -> Run:
-        """The run in `folder`, finished or not; a folder that is no run is refused."""
-        import yaml
-
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise Refused(f"no run folder {folder}")
-        config = folder / "config.yaml"
-        if not config.is_file() and not (folder / "metrics.jsonl").is_file():
-            raise Refused(f"{folder} is no run: it holds neither config.yaml nor metrics.jsonl")
-        try:
-            settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
-        except (yaml.YAMLError, UnicodeDecodeError):
-            settings = {}
-        log = folder / "log.txt"
-        return cls(
-            folder,
-            folder.resolve().name,
-            settings if isinstance(settings, dict) else {},
-            _object(folder / "status.json"),
-            _object(folder / "environment.json"),
-            read(folder / "metrics.jsonl"),
-            read(folder / "evaluations.jsonl"),
-            read(folder / "quarantine.jsonl"),
-            sorted((folder / "pictures").glob("step-*.png"), key=lambda path: (step_of(path), path.name)),
-            log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else [],
-        )
-
-    @property
-    def step(self) -> int:
-        """The last step that was written down."""
-        steps, _ = column(self.rows, "loss")
-        return int(steps[-1]) if steps else int(self.status.get("step") or 0)
-
-    @property
-    def state(self) -> str:
-        return str(self.status.get("status", "unknown"))
-
-
-def step_of(path: Path) -> int:
-    """The step at which a picture was drawn, from its name."""
-    digits = "".join(letter for letter in path.stem if letter.isdigit())
-    return int(digits) if digits else 0
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty where the file is absent or cut."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def verdict(run: Run) -> list[Finding]:
+    """The findings about one run, the most telling first."""
+    return [*_state(run), *_loss(run), *_validation(run), *_knn(run), *_evaluated(run), *_rank(run), *_speed(run), *_bad(run)]
 
 
 def final_loss(run: Run) -> float | None:
@@ -98,54 +33,92 @@ def final_loss(run: Run) -> float | None:
     return statistics.fmean(losses[-max(10, len(losses) // 20) :]) if losses else None
 
 
-def verdict(run: Run) -> list[Finding]:
-    """The findings about one run, the most telling first."""
-    return [*_state(run), *_loss(run), *_knn(run), *_evaluated(run), *_rank(run), *_speed(run), *_bad(run)]
-
-
 def _state(run: Run) -> list[Finding]:
     why = str(run.status.get("why") or "").strip().rstrip(".")
     if run.state == "finished":
         return []
     if run.state == "failed":
-        return [Finding("bad", f"The run failed at step {run.step}" + (f": {why}." if why else "."))]
+        return [Finding("bad", f"The run failed at step {run.step:,}" + (f": {why}." if why else ": the end of log.txt says more."))]
     if run.state == "interrupted":
-        return [Finding("open", f"The run was interrupted at step {run.step}" + (f" ({why})" if why else "") + "; it can be resumed exactly there.")]
-    return [Finding("open", f"The run is not finished: this page shows it up to step {run.step}.")]
+        return [Finding("open", f"The run was interrupted at step {run.step:,}" + (f" ({why})" if why else "") + "; it can be resumed exactly there.")]
+    if run.state == "stopped":
+        return [Finding("bad", f"Nobody trains this run any more: its process ended without a word after step {run.step:,} (killed, or the machine stopped). It can be resumed.")]
+    return [Finding("open", f"The run is not finished: this page shows it up to step {run.step:,}.")]
 
 
 def _loss(run: Run) -> list[Finding]:
     loss = final_loss(run)
     if loss is None:
         return [Finding("open", "No step has been written down yet, so nothing can be said about learning.")]
-    levels = [(said, statistics.fmean(values)) for key, said in BASELINES if (values := column(run.rows, key)[1])]
+    if run.supervised:  # its loss is of distorted and mixed pictures: the validation says how good it is
+        return []
+    levels = [(told, statistics.fmean(values)) for key, told in BASELINES if (values := column(run.rows, key)[1])]
     if not levels:
-        return [Finding("open", f"The loss is {loss:.3f}. There are no baselines beside it, so it cannot be told whether that is good.")]
-    beaten = [f"{said} ({level:.3f})" for said, level in levels if loss < level]
-    ahead = [f"{said} ({level:.3f})" for said, level in levels if loss >= level]
-    if not ahead:
+        return [Finding("open", f"The loss is {loss:.3f}. There are no baselines beside it, so it cannot be told whether that is good."), *_falling(run)]
+    beaten = [f"{told} ({level:.3f})" for told, level in levels if loss < level]
+    ahead = [f"{told} ({level:.3f})" for told, level in levels if loss >= level]
+    best = min(level for _, level in levels)
+    if not ahead and loss > (1 - HARDLY) * best:
+        first = Finding("open", f"The loss is {loss:.3f}, only {1 - loss / best:.1%} lower than {beaten[0]}. It has hardly begun to learn: a longer run is the first thing to try.")
+    elif not ahead:
         both = "both baselines" if len(levels) == 2 else "the baseline"
-        findings = [
-            Finding("good", f"The loss is {loss:.3f}, lower than {both}: {' and '.join(beaten)}. It has learned something about what is hidden.")
-        ]
+        first = Finding("good", f"The loss is {loss:.3f}, lower than {both}: {' and '.join(beaten)}. It has learned something about what is hidden.")
     elif beaten:
-        findings = [Finding("bad", f"The loss is {loss:.3f}: lower than {beaten[0]}, but not lower than {ahead[0]}, which needs no network.")]
+        first = Finding("bad", f"The loss is {loss:.3f}: lower than {beaten[0]}, but not lower than {ahead[0]}, which needs no network.")
     else:
-        findings = [
-            Finding("bad", f"The loss is {loss:.3f}, not lower than {' or '.join(ahead)}. The network has not learned to predict what is hidden yet.")
-        ]
+        first = Finding("bad", f"The loss is {loss:.3f}, not lower than {' or '.join(ahead)}. The network has not learned to predict what is hidden yet.")
+    return [first, *_falling(run)]
+
+
+def _falling(run: Run) -> list[Finding]:
+    """Whether a longer run would go lower."""
     _, losses = column(run.rows, "loss")
     fifth = len(losses) // 5
-    if fifth >= 20:
-        before, after = statistics.fmean(losses[-2 * fifth : -fifth]), statistics.fmean(losses[-fifth:])
-        noise = (statistics.variance(losses[-2 * fifth : -fifth]) / fifth + statistics.variance(losses[-fifth:]) / fifth) ** 0.5
-        if before - after > max(3 * noise, 0.005 * abs(before)):
-            findings.append(
-                Finding(
-                    "note", f"The loss still fell by {1 - after / before:.1%} over the last fifth of the steps: a longer run would probably go lower."
-                )
+    if fifth < 20:
+        return []
+    before, after = losses[-2 * fifth : -fifth], losses[-fifth:]
+    noise = (statistics.variance(before) / fifth + statistics.variance(after) / fifth) ** 0.5
+    drop = statistics.fmean(before) - statistics.fmean(after)
+    if drop <= max(3 * noise, 0.005 * abs(statistics.fmean(before))):
+        return []
+    return [Finding("note", f"The loss still fell by {drop / statistics.fmean(before):.1%} over the last fifth of the steps: a longer run would probably go lower.")]
+
+
+def _validation(run: Run) -> list[Finding]:
+    """How good a fine-tuned network is on pictures that did not teach it, and whether it learns by heart."""
+    findings = []
+    for metric, name in METRICS.items():
+        steps, values = column(run.rows, metric)
+        if not values:
+            continue
+        most, count = column(run.rows, "majority")[1], column(run.rows, "val_n")[1]
+        told = f"{name} on {count[-1]:,.0f} pictures that do not teach" if count else f"{name} on pictures that do not teach"
+        text = f"{told}: {said(metric, values[-1], unit=True)} at step {steps[-1]:,.0f}"
+        floor = floor_of(metric, values[-1], most[-1] if metric == "top1" and most else None)
+        if floor is not None:
+            text += f", beside {floor[1]}"
+        findings.append(Finding("bad" if floor is not None and values[-1] <= floor[0] else "good", f"{text}."))
+    steps, losses = column(run.rows, "val_loss")
+    if losses and losses[-1] > 1.05 * min(losses):
+        lowest = steps[losses.index(min(losses))]
+        findings.append(
+            Finding(
+                "open",
+                f"The validation loss was lowest at step {lowest:,.0f} ({min(losses):.3f}) and is {losses[-1]:.3f} now: the network learns the pictures by heart. "
+                "Fewer epochs, or stronger distortion and mixing, would help.",
             )
+        )
     return findings
+
+
+def floor_of(metric: str, value: float, majority: float | None) -> tuple[float, str] | None:
+    """What an answer reaches that looks at no picture, and how it is called."""
+    if metric == "top1" and number(majority):
+        return float(majority), f"{majority:.1f} % for always answering the largest class"  # type: ignore[arg-type]
+    if metric == "auroc":
+        level = 50.0 if value > 1 else 0.5
+        return level, f"{said(metric, level)} for guessing"
+    return (0.0, "0 for always answering the mean") if metric == "r2" else None
 
 
 def _knn(run: Run) -> list[Finding]:
@@ -153,12 +126,12 @@ def _knn(run: Run) -> list[Finding]:
     if not values:
         return []
     random = column(run.rows, "knn_random")[1]
-    start, said = (random[-1], "the random encoder") if random else (values[0], f"the first measurement (step {steps[0]:.0f})")
+    start, who = (random[-1], "the random encoder") if random else (values[0], f"the first measurement (step {steps[0]:.0f})")
     if not random and len(values) == 1:
         return [Finding("open", f"kNN while training: {values[0]:.1f} %, measured once; there is nothing to compare it with.")]
     tested = column(run.rows, "knn_n")[1]
     half = 1.96 * 100 * (max(start * (100 - start), 1.0) / 1e4 / tested[-1] * 2) ** 0.5 if tested else None  # of a difference of two shares
-    change = f"kNN while training: {values[-1]:.1f} %, {said}: {start:.1f} %"
+    change = f"kNN while training: {values[-1]:.1f} %, {who}: {start:.1f} %"
     if half is not None and abs(values[-1] - start) <= half:
         return [Finding("open", f"{change}. With {tested[-1]:.0f} test pictures the difference is within chance (about ±{half:.1f}).")]
     if values[-1] > start:
@@ -166,48 +139,46 @@ def _knn(run: Run) -> list[Finding]:
     return [Finding("bad", f"{change}. The features are not more useful than before; early in a run this is common.")]
 
 
+def newest(evaluations: Rows) -> Rows:
+    """The rows that have a figure, of repeated measurements (all that says how, alike) the last one only."""
+    kept: dict[tuple, dict[str, Any]] = {}
+    for row in evaluations:
+        if Figure.of(row) is not None:
+            how = (row.get("protocol"), bool(row.get("random")), row.get("pooling"), row.get("seed"), row.get("k"), str(row.get("encoder")), *comparable(row))
+            kept.pop(how, None)
+            kept[how] = row
+    return list(kept.values())
+
+
+def comparable(row: dict[str, Any]) -> tuple[str, ...]:
+    """What must agree before two figures of one protocol are compared."""
+    return tuple(str(row.get(name)) for name in SAME)
+
+
 def _evaluated(run: Run) -> list[Finding]:
-    """Each protocol's trained figure beside its random one, where both were measured."""
+    """Each protocol's trained figure beside its random one, where both were measured on the same pictures."""
     findings = []
-    for protocol in dict.fromkeys(str(row.get("protocol")) for row in run.evaluations):
-        rows = [row for row in run.evaluations if str(row.get("protocol")) == protocol and isinstance(row.get("top1"), int | float)]
-        trained, random = ([row for row in rows if bool(row.get("random")) is wanted] for wanted in (False, True))
+    rows = newest(run.evaluations)
+    for protocol in dict.fromkeys(str(row.get("protocol")) for row in rows):
+        trained, random = ([row for row in rows if str(row.get("protocol")) == protocol and bool(row.get("random")) is wanted] for wanted in (False, True))
         if not trained:
             continue
-        random = [row for row in random if all(row.get(key) == trained[-1].get(key) for key in SAME)]  # other pictures say nothing about these
-        most = trained[-1].get("majority")
-        if isinstance(most, int | float) and interval(trained[-1])[0] <= most:
-            findings.append(
-                Finding(
-                    "bad", f"evaluate {protocol}: {trained[-1]['top1']:.1f} %, not shown to beat always answering the largest class ({most:.1f} %)."
-                )
-            )
-        if not random:
-            findings.append(
-                Finding("note", f"evaluate {protocol}: {trained[-1]['top1']:.1f} %. Measure the random encoder beside it (--random) before judging.")
-            )
+        ours = trained[-1]
+        figure, rival = Figure.of(ours), next((Figure.of(row) for row in reversed(random) if comparable(row) == comparable(ours)), None)
+        assert figure is not None
+        told = f"evaluate {protocol}: {figure.name} {figure.text}"
+        floor = floor_of(figure.metric, figure.value, ours.get("majority"))
+        if floor is not None and (figure.low if figure.low is not None else figure.value) <= floor[0]:
+            findings.append(Finding("bad", f"{told}, not shown to be above {floor[1]}."))
+        if rival is None:
+            more = " Measure the same network from random weights beside it (--random) before judging." if protocol in ("knn", "linear", "attentive") else ""
+            findings.append(Finding("note", f"{told}{f' ({figure.between})' if figure.between else ''}.{more}"))
             continue
-        ours, theirs = trained[-1], random[-1]
-        said = f"evaluate {protocol}: {ours['top1']:.1f} % against {theirs['top1']:.1f} % of the random encoder"
-        (low, high), (lowest, highest) = interval(ours), interval(theirs)
-        if low > highest:
-            findings.append(Finding("good", f"{said}; the intervals do not touch."))
-        elif high < lowest:
-            findings.append(Finding("bad", f"{said}: worse than random."))
-        else:
-            findings.append(Finding("open", f"{said}; the intervals overlap, so a difference is not shown."))
+        text, above = f"{told} against {rival.text} of the random encoder", figure.above(rival)
+        ending = {True: "; the intervals do not touch.", False: ": worse than random.", None: "; the intervals overlap, so a difference is not shown."}
+        mark: dict[bool | None, Mark] = {True: "good", False: "bad", None: "open"}
+        findings.append(Finding(mark[above], text + ending[above]))
     return findings
-
-
-def interval(row: dict[str, Any]) -> tuple[float, float]:
-    """The 95 % interval of an evaluation row, in percent: the one it carries, else Wilson's from its count of test pictures."""
-    from unmask.evaluation.metrics import wilson
-
-    kept = row.get("interval")
-    if isinstance(kept, list | tuple) and len(kept) == 2:
-        return float(kept[0]), float(kept[1])
-    trials = int(row.get("n_val") or 0)
-    return wilson(round(float(row.get("top1") or 0) / 100 * trials), trials)
 
 
 def _rank(run: Run) -> list[Finding]:
@@ -215,8 +186,14 @@ def _rank(run: Run) -> list[Finding]:
     if not ranks:
         return []
     if ranks[-1] < 2 or (len(ranks) > 2 and ranks[-1] < 0.1 * max(ranks)):
-        return [Finding("bad", f"The effective rank of the features fell to {ranks[-1]:.1f} (highest {max(ranks):.1f}): they are collapsing.")]
-    return [Finding("note", f"Effective rank of the features: {ranks[-1]:.1f} at step {steps[-1]:.0f}; no collapse.")]
+        return [
+            Finding(
+                "bad",
+                f"The effective rank of the features fell to {ranks[-1]:.1f} (highest {max(ranks):.1f}): they are collapsing, pictures look alike to the encoder. "
+                "A lower --lr or a longer warm-up is the first thing to try.",
+            )
+        ]
+    return [Finding("note", f"Effective rank of the features: {ranks[-1]:.1f} at step {steps[-1]:,.0f}; no collapse.")]
 
 
 def _speed(run: Run) -> list[Finding]:
@@ -230,16 +207,9 @@ def _bad(run: Run) -> list[Finding]:
     findings = []
     if run.quarantine:
         many = len(run.quarantine)
-        findings.append(Finding("note", f"{many} bad sample{'s were' if many > 1 else ' was'} replaced and listed in quarantine.jsonl."))
+        findings.append(Finding("note", f"{many:,} bad sample{'s were' if many > 1 else ' was'} replaced and listed in quarantine.jsonl."))
     skipped = sum(1 for row in run.rows if row.get("skipped"))
     if skipped:
-        findings.append(
-            Finding(
-                "bad", f"{skipped} step{'s' if skipped > 1 else ''} had a loss that was not finite and {'were' if skipped > 1 else 'was'} skipped."
-            )
-        )
+        were = ("s", "were") if skipped > 1 else ("", "was")
+        findings.append(Finding("bad", f"{skipped:,} step{were[0]} had a loss or gradients that were not finite and {were[1]} skipped."))
     return findings
-
-
-SAME = ("n_train", "n_val", "val", "img_size", "classes")  # what must agree before two measurements are compared
-BASELINES = (("patch_mean", "filling each hidden patch with its own mean"), ("copy_nearest", "copying the nearest visible patch"))
