@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from unmask.api import report as report
     from unmask.api import resume as resume
     from unmask.api import runs as runs
+    from unmask.api.compare import compare as compare
     from unmask.api.neighbours import neighbours as neighbours
     from unmask.errors import Failed as Failed
     from unmask.errors import Interrupted as Interrupted
@@ -34,7 +35,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-PLACES = dict.fromkeys(["pretrain", "resume", "evaluate", "reconstruct", "embed", "export", "inspect", "neighbours", "report", "runs", "load_encoder", "load_transform"], "unmask.api")
+VERBS = (
+    *("pretrain", "resume"),
+    *("evaluate", "compare", "embed", "neighbours"),
+    *("reconstruct", "inspect", "report", "runs"),
+    *("export", "load_encoder", "load_transform"),
+)
+PLACES = dict.fromkeys(VERBS, "unmask.api")
 PLACES |= {"load": "unmask.load", "Refused": "unmask.errors", "Failed": "unmask.errors", "Interrupted": "unmask.errors"}
 __all__ = ["__version__", "methods", *PLACES]
 
@@ -43,8 +50,8 @@ class _Package(ModuleType):
     """A package in which a verb goes before the file of the same name: `unmask.load` is the function, whoever imported the file."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and PLACES.get(name) == value.__name__:
-            value = vars(value)[name]
+        if isinstance(value, ModuleType) and name in PLACES:
+            value = getattr(importlib.import_module(PLACES[name]), name)
         super().__setattr__(name, value)
 
 

@@ -69,7 +69,7 @@ def answer(words: list[str]) -> int:
     command = COMMANDS[name]
     with spoken(**shown):
         result = command.verb(*([command.first] if command.first else []), *positional, **values)
-    if isinstance(result, dict) and (shown["json"] or command.verb is api.evaluate):
+    if isinstance(result, dict) and (shown["json"] or command.verb in (api.evaluate, api.compare)):
         print(json.dumps(result, ensure_ascii=False))
     elif shown["json"]:
         print(json.dumps({"out": str(result)} if result is not None else {}, ensure_ascii=False))

@@ -3,11 +3,14 @@
 A name with a dot is given as `**{"method.mask_ratio": 0.6}`. What can be refused without torch is refused before torch is imported.
 """
 
+from unmask.api.compare import compare
 from unmask.api.give import export, load_encoder, load_transform
 from unmask.api.measure import embed, evaluate
 from unmask.api.neighbours import neighbours
 from unmask.api.see import inspect, reconstruct, report, runs, show_encoder, show_mask, show_views
 from unmask.api.train import pretrain, resume
 
-__all__ = ["embed", "evaluate", "export", "inspect", "load_encoder", "load_transform", "neighbours", "pretrain"]
-__all__ += ["reconstruct", "report", "resume", "runs", "show_encoder", "show_mask", "show_views"]
+__all__ = ["pretrain", "resume"]
+__all__ += ["compare", "embed", "evaluate", "neighbours"]
+__all__ += ["inspect", "reconstruct", "report", "runs", "show_encoder", "show_mask", "show_views"]
+__all__ += ["export", "load_encoder", "load_transform"]

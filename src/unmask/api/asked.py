@@ -64,7 +64,7 @@ def sight_of(name: str | Path, data: Any, look: Look, labels: Any, opened: Any =
     from unmask.interchange.encoder import load_encoder
 
     source = open_source(data, labels)
-    for line in source.said:
+    for line in () if source is data else source.said:  # one that was opened before has been introduced before
         print(line)
     measured = None
     if opened is None:

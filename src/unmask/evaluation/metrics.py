@@ -14,7 +14,7 @@ def right(votes: Tensor, labels: Tensor, k: int = 1) -> int:
     return int((best == labels[:, None]).any(dim=1).sum())
 
 
-def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(successes: float, trials: float, z: float = 1.96) -> tuple[float, float]:
     """The interval, in percent, in which the true share lies with 95 % confidence, judged by the number of trials alone.
 
     Wilson, J. Am. Stat. Assoc. 22 (1927): unlike the normal interval it stays inside 0..100 and is true for few trials.

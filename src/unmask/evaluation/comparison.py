@@ -1,0 +1,163 @@
+"""What several encoders answered to the same judging pictures, and everything that follows from it: figures, differences, the verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from unmask.evaluation.metrics import wilson
+from unmask.evaluation.paired import Difference, Judged, design_effect, explained, mean_auroc, share_right, spread, student
+from unmask.evaluation.ranking import LEVEL, Field, verdict
+
+PIXELS, RANDOM = "pixel statistics", "the random encoder"  # the floors, in the words of the verdict
+FEW = 10  # groups below which an interval over groups rests on little
+METRICS = {"classes": "top1", "tags": "auroc", "numbers": "r2"}
+JUDGES = {"classes": share_right, "tags": mean_auroc, "numbers": explained}
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One row of the table: an encoder that competes, or a floor that the encoders `floor_of` must beat."""
+
+    name: str
+    kind: Literal["encoder", "random", "pixels"]
+    model: str = ""  # timm's name of the network
+    floor_of: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The answers of every entrant under every protocol; the last protocol decides.
+
+    `truth`: class numbers (m,), or tags or numbers (m, K); `answers`: protocol -> entrant -> logits or votes (m, classes), or
+    scores or numbers (m, K); `settings`: protocol -> entrant -> how its row came about.
+    """
+
+    task: Literal["classes", "tags", "numbers"]
+    names: Sequence[str]  # of the classes, tags or numbers
+    paths: Sequence[str]  # of the judging pictures
+    truth: np.ndarray
+    groups: np.ndarray | None
+    entrants: Sequence[Entrant]
+    answers: Mapping[str, Mapping[str, np.ndarray]]
+    settings: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    ids: Sequence[int] = ()  # numbers of the judging pictures in their source
+    about: Mapping[str, Any] = field(default_factory=dict)  # of all rows alike: how many teach, how they were chosen, size, seed
+    notes: Sequence[str] = ()  # what a reader should know before he believes the figures
+
+    @property
+    def metric(self) -> str:
+        return METRICS[self.task]
+
+    @property
+    def encoders(self) -> list[str]:
+        return [one.name for one in self.entrants if one.kind == "encoder"]
+
+    def judged(self) -> dict[str, dict[str, Judged]]:
+        """Every figure, with what each picture adds to it."""
+        return {protocol: {name: JUDGES[self.task](each, self.truth) for name, each in answers.items()} for protocol, answers in self.answers.items()}
+
+    def field(self) -> Field:
+        """What the verdict is made of."""
+        floors: dict[str, dict[str, str]] = {PIXELS: {}, RANDOM: {}}
+        for one in self.entrants:
+            if one.kind != "encoder":
+                floors[PIXELS if one.kind == "pixels" else RANDOM] |= dict.fromkeys(one.floor_of, one.name)
+        return Field(self.judged(), self.encoders, floors, self.metric, self.groups)
+
+    def interval(self, figure: Judged) -> tuple[float, float]:
+        """The 95 % interval of one figure: Wilson's for classes, with as many pictures fewer as groups make them repeat each other."""
+        if self.task != "classes" or figure.right is None:
+            half = spread(figure.pulls, self.groups)
+            return max(figure.value - half, 0.0) if self.task == "tags" else figure.value - half, min(figure.value + half, 1.0)
+        if self.groups is None:
+            return wilson(int(figure.right.sum()), len(figure.right))
+        count, repeats = len(np.unique(self.groups)), design_effect(figure.pulls, self.groups)
+        if count < 2:
+            return 0.0, 100.0
+        return wilson(figure.right.sum() / repeats, len(figure.right) / repeats, student(LEVEL, count - 1))
+
+    def told(self) -> dict[str, Any]:
+        """All of it as plain values, without the answers: what `unmask compare` prints last."""
+        made = self.field()
+        table = [self._row(one, made) for one in self.entrants]
+        gaps = [
+            self._gap(protocol, pair, found)
+            for protocol in made.judged
+            for kind in (made.between(protocol), made.above(protocol))
+            for pair, found in kind.items()
+        ]
+        return {
+            "verdict": verdict(made),
+            "task": self.task,
+            "metric": self.metric,
+            "deciding": made.deciding,
+            "table": table,
+            "pixel_statistics": next((row for row in table if row["kind"] == "pixels"), None),
+            "differences": gaps,
+            "notes": [*self.notes, *self._warnings()],
+            "n_val": len(self.truth),
+            "groups": None if self.groups is None else len(np.unique(self.groups)),
+            self.task: len(self.names),
+            **self.about,
+        }
+
+    def _row(self, one: Entrant, made: Field) -> dict[str, Any]:
+        row: dict[str, Any] = {"name": one.name, "kind": one.kind, "model": one.model or None}
+        if one.kind != "encoder":
+            row["floor_of"] = list(one.floor_of)
+        for protocol, figures in made.judged.items():
+            figure, digits = figures[one.name], 4 if self.metric == "top1" else 6
+            low, high = self.interval(figure)
+            row[protocol] = {self.metric: _plain(figure.value, digits), "interval": [_plain(low, digits), _plain(high, digits)]}
+            row[protocol] |= self.settings.get(protocol, {}).get(one.name, {})
+        return row
+
+    def _gap(self, protocol: str, pair: tuple[str, str], found: Difference) -> dict[str, Any]:
+        row = {"protocol": protocol, "first": pair[0], "second": pair[1], "difference": _plain(found.value, 6), "half_width": _plain(found.half, 6)}
+        row |= {"level": round(found.level, 6), "told_apart": bool(found.better)}
+        if found.only_first is not None:
+            row |= {"only_first_right": found.only_first, "only_second_right": found.only_second}
+        return row | ({"mcnemar_p": found.p} if found.p is not None else {})
+
+    def _warnings(self) -> list[str]:
+        if self.groups is None:
+            return []
+        count = len(np.unique(self.groups))
+        said = f"pictures of one group count together: {len(self.truth):,} pictures in {count:,} groups"
+        return [said + ("; so few make every interval wide, and trust it less" if count < FEW else "")]
+
+    def closeness(self, protocol: str, name: str) -> np.ndarray:
+        """How near each answer is to the truth (m,), larger is nearer: the share of belief in the true class, or less distance."""
+        answers: np.ndarray = self.answers[protocol][name].astype(np.float64)
+        if self.task == "classes":
+            belief: np.ndarray = answers if answers.min() >= 0 else np.exp(answers - answers.max(axis=1, keepdims=True))
+            return belief[np.arange(len(belief)), self.truth] / np.maximum(belief.sum(axis=1), 1e-12)
+        distance = np.abs(answers - self.truth) / (np.nanstd(self.truth, axis=0) if self.task == "numbers" else 1.0)
+        return -np.nanmean(np.where(np.isfinite(distance), distance, np.nan), axis=1)
+
+    def spoken(self, row: int, answers: np.ndarray | None = None) -> str:
+        """The truth about a picture, or an answer, in words."""
+        value = self.truth[row] if answers is None else answers[row]
+        if self.task == "classes":
+            return self.names[int(value if answers is None else value.argmax())]
+        if self.task == "tags":
+            return ", ".join(name for name, number in zip(self.names, value) if number >= 0.5) or "none"
+        return ", ".join(f"{name} {number:.4g}" for name, number in zip(self.names, value) if np.isfinite(number))
+
+    def pictures(self) -> list[dict[str, Any]]:
+        """Each judging picture with the truth and every answer, for the file."""
+        last = self.answers[list(self.answers)[-1]]
+        return [
+            {"path": path, "truth": self.spoken(row), "answers": {name: self.spoken(row, answers) for name, answers in last.items()}}
+            for row, path in enumerate(self.paths)
+        ]
+
+
+def _plain(value: float, digits: int) -> float | None:
+    """JSON knows no infinity."""
+    return round(float(value), digits) if math.isfinite(value) else None
