@@ -111,6 +111,7 @@ COMMANDS = {
     "resume": Command("RUN", "go on exactly where a run stopped", api.resume, (Again, *RUN)),
     "evaluate knn": Command("ENCODER DATA", "are pictures of a class near each other? (no training)", api.evaluate, (*MEASURE, measure.Neighbours), "knn"),
     "evaluate linear": Command("ENCODER DATA", "can a linear map tell the classes from frozen features?", api.evaluate, (*MEASURE, measure.Linear), "linear"),
+    "evaluate finetune": Command("[ENCODER] [DATA]", "train an encoder further on labels, whole or its last blocks (a run)", api.evaluate, (Run,), "finetune"),
     "reconstruct": Command("RUN IMAGES…", "draw what the network imagines behind the mask", api.reconstruct, (see.Reconstruct,)),
     "embed": Command("ENCODER IMAGES…", "write the features of pictures to .npz or .parquet", api.embed, (measure.Embed, asked.Look)),
     "neighbours": Command("ENCODER DATA", "the nearest pictures of --query; without it near-duplicates and outliers", api.neighbours, (Search, asked.Look)),

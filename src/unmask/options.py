@@ -129,8 +129,9 @@ def _numbers(kinds: tuple, value: Any) -> tuple:
 
 def _number(kind: type, value: Any) -> int | float:
     wanted = "a whole number" if kind is int else "a number"
+    text, percent = str(value).replace("_", ""), kind is float and str(value).endswith("%")
     try:
-        number = float(str(value).replace("_", ""))
+        number = float(text.removesuffix("%")) / 100 if percent else float(text)
     except ValueError:
         raise ValueError(f"wants {wanted}, got '{value}'") from None
     if isinstance(value, bool) or not math.isfinite(number) or (kind is int and number != int(number)):
