@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from unmask import __version__, api, settings
-from unmask.commands import COMMANDS, SEVERAL, Said, describe
+from unmask import __version__, api
+from unmask.commands import COMMANDS, RUN, SEVERAL, Said, describe
 from unmask.errors import Refused, UnmaskError
-from unmask.methods import METHODS, place
+from unmask.methods import METHODS, TRANSFERS, place
 from unmask.options import Group, help_text, load, parse, suggestion
-from unmask.recipe import method_groups
+from unmask.recipe import groups_of
 
 EXAMPLE = """
 examples:
@@ -160,7 +160,9 @@ def is_method(word: str) -> bool:
 
 
 def method_of(name: str, words: list[str]) -> str | None:
-    """The method whose settings a command takes: the word METHOD, or what the run or the file says."""
+    """The method whose settings a command takes: the word METHOD, what the run or the file says, or the command's own."""
+    if COMMANDS[name].first in TRANSFERS:
+        return COMMANDS[name].first
     if name == "resume":
         run = next((Path(w) / "config.yaml" for w in words if (Path(w) / "config.yaml").is_file()), None)
         return load(run).get("method") if run else None
@@ -181,7 +183,7 @@ def groups(name: str, words: list[str]) -> list[Group]:
     method = method_of(name, words)
     own = [Group(cls.__name__.lower(), cls) for cls in COMMANDS[name].settings]
     if method is not None:
-        own = [group for group in own if group.cls is not settings.Train] + method_groups(method)
+        own = [group for group in own if group.cls not in RUN] + groups_of(method)
     return [*own, Group("said", Said)]
 
 

@@ -117,8 +117,8 @@ def _numbers(kinds: tuple, value: Any) -> tuple:
     many = kinds[-1] is Ellipsis
     if many and kinds[0] is str:
         return tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
-    parts = [p for p in re.split(r"[,x\s]+", value.strip("()[] ")) if p] if isinstance(value, str) else value
-    parts = list(parts) if isinstance(parts, list | tuple) else [parts]
+    written = [p for p in re.split(r"[,x\s]+", value.strip("()[] ")) if p] if isinstance(value, str) else value
+    parts = list(written) if isinstance(written, list | tuple) else [written]
     if len(parts) == 1 and not many and len(set(kinds)) == 1:
         parts *= len(kinds)  # one number: a square
     kinds = kinds[:1] * len(parts) if many else kinds
@@ -128,9 +128,9 @@ def _numbers(kinds: tuple, value: Any) -> tuple:
 
 
 def _number(kind: type, value: Any) -> int | float:
-    wanted = "a whole number" if kind is int else "a number"
+    wanted, text = "a whole number" if kind is int else "a number", str(value).replace("_", "")
     try:
-        number = float(str(value).replace("_", ""))
+        number = float(text[:-1]) / 100 if kind is float and text.endswith("%") else float(text)
     except ValueError:
         raise ValueError(f"wants {wanted}, got '{value}'") from None
     if isinstance(value, bool) or not math.isfinite(number) or (kind is int and number != int(number)):
@@ -288,8 +288,7 @@ def help_text(usage: str, says: str, groups: Iterable[Group]) -> str:
         for option in group.options().values():
             written = f"--[no-]{option.name}" if option.flag else f"--{option.name}"
             words: dict[str, Any] = {"action": "store_true"} if option.flag else {"metavar": option.metavar}
-            shown = f"{comments[option.name]}{_shown(option.default)}".replace("%", "%%")
-            place.add_argument(written, dest=option.name, help=shown, **words)
+            place.add_argument(written, dest=option.name, help=f"{comments[option.name]}{_shown(option.default)}".replace("%", "%%"), **words)
     return parser.format_help()
 
 

@@ -12,34 +12,37 @@ from typing import Any
 
 from unmask import settings
 from unmask.errors import Refused
-from unmask.methods import METHODS, place
+from unmask.methods import METHODS, TRANSFERS, place
 from unmask.methods.statement import known, source_file
 from unmask.options import Group, check, dump, layered, load
-from unmask.settings import Input, Train, Trunk, Views
+from unmask.settings import Input, Lessons, Start, Train, Trunk, Views
 
 NETWORK = (Group("network", Trunk), Group("input", Input))
+ENCODER = (Group("encoder", Start), Group("pictures", Lessons))
+PATHS = ("labels", "init", "encoder", "val")  # settings that are paths, or names that stay what they are
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that a run is made from, each setting in its class; `given` names those that a person chose."""
 
-    name: str  # of the method, as a person writes it
+    name: str  # of the method, or of the way to train an encoder further, as a person writes it
     method: Any
     data: Any
-    trunk: Trunk
-    input: Input
+    trunk: Any  # Trunk, or Start where an encoder is trained further
+    input: Any  # Input, or Lessons
     train: Train
     views: Views
     given: frozenset[str]
 
     def lines(self) -> dict[str, Any]:
         """The flat settings of config.yaml, by the names that the command line has; paths are absolute, so that it runs from anywhere."""
-        parts = (("", self.trunk), ("", self.input), ("", self.train), ("views.", self.views), ("method.", self.method))
-        flat = {prefix + field.name: getattr(part, field.name) for prefix, part in parts for field in fields(part)}
-        options = {name: option for group in (*NETWORK, *method_groups(self.method)) for name, option in group.options().items()}
+        groups = groups_of(self.name, self.method)
+        parts = (self.trunk, self.input, self.train, self.views, self.method)
+        flat = {group.prefix + field.name: getattr(part, field.name) for group, part in zip(groups, parts) for field in fields(part)}
+        options = {name: option for group in groups for name, option in group.options().items()}
         flat = check(flat, options)  # a 40 that means 40.0 is written as the number it is
-        flat |= {name: absolute(flat[name]) for name in ("labels", "init")}
+        flat |= {name: absolute(flat[name]) for name in PATHS if name in flat}
         return {"method": absolute(self.name), "data": absolute(self.data) if isinstance(self.data, str) else repr(self.data)} | flat
 
     def text(self) -> str:
@@ -47,20 +50,25 @@ class Recipe:
         return dump(self.lines())
 
 
-def absolute(word: str | None) -> str | None:
+def absolute(word: Any) -> Any:
     """A path as it is found from anywhere; names (`hf:owner/name`, `timm:NAME`, `mae`) stay what they are."""
-    if word is None or word.startswith(("hf:", "timm:", "random:")) or word in METHODS or (re.fullmatch(r"[\w.]+:\w+", word) and ".py:" not in word):
+    if not isinstance(word, str) or word.startswith(("hf:", "timm:", "random:")) or word in METHODS | TRANSFERS or (re.fullmatch(r"[\w.]+:\w+", word) and ".py:" not in word):
         return word
     return os.path.abspath(os.path.expanduser(word))
 
 
-def method_groups(method: Any) -> list[Group]:
-    """The settings that a method brings: the paper's training and views, and its own fields (of its name, place or an instance)."""
+def groups_of(name: str, method: Any = None) -> list[Group]:
+    """All settings of a run, in the order of `Recipe`: network, input, the paper's training and views, and the method's own fields.
+
+    `method`: an instance; not given: what `name` says, without its imports.
+    """
     cls, base, file = type(method), method, None
-    if isinstance(method, str):
-        cls, base, file = known(method), None, source_file(place(method)[0])
+    if method is None:
+        cls, base, file = known(name), None, source_file(place(name)[0])
     paper = [Group("training", Train, base=cls.paper), Group("views of a picture while it trains", Views, prefix="views.", base=cls.views)]
-    return [*paper, Group(f"the method {cls.__name__}", cls, file, "method.", base)]
+    if name in TRANSFERS:
+        return [*ENCODER, *paper, Group(cls.__name__.lower(), cls, file, "", base)]
+    return [*NETWORK, *paper, Group(f"the method {cls.__name__}", cls, file, "method.", base)]
 
 
 def name_of(method: Any) -> str:
@@ -84,13 +92,14 @@ def settle(method: Any, data: Any, config: str | Path | None, said: Mapping[str,
     method, data = method if method is not None else file.get("method"), data if data is not None else file.get("data")
     for what, found in (("a method", method), ("data", data)):
         if found is None:
-            raise Refused(f"pretrain wants {what}")
+            raise Refused(f"a run wants {what}")
     if file.get("method") not in (None, method):  # another method above the file: the file's own settings of its method fall away
         file = {key: value for key, value in file.items() if not key.startswith("method.")}
-    parts = [*NETWORK, *method_groups(method)]
+    name = name_of(method)
+    parts = groups_of(name, None if isinstance(method, str) else method)
     options = {name: option for group in parts for name, option in group.options().items()}
     below = {key: value for key, value in file.items() if key not in ("method", "data")}
     values = layered(check(below, options, f"{config}: "), check(said, options))
     trunk, read, train, views, own = (group.make(values) for group in parts)
     given = frozenset(name for name, value in values.items() if value is not None)
-    return Recipe(name_of(method), own, data if not isinstance(data, Path) else str(data), trunk, read, train, views, given)
+    return Recipe(name, own, data if not isinstance(data, Path) else str(data), trunk, read, train, views, given)

@@ -132,6 +132,42 @@ class Labelled:
     task: Literal["auto", "classes", "tags", "numbers"] = "auto"  # one class a picture, several tags, or quantities; auto: told from the values, and said
 
 
+class Start:
+    """Which encoder is trained further, on which input."""
+
+    encoder: str | None = None  # the encoder to begin with: a run, an encoder or checkpoint file, timm:NAME or random:NAME
+    scratch: bool = False  # the same network with fresh weights: what the labels teach without pre-training
+    paper: bool = False  # the published settings for this width, however few the pictures are
+    img_size: tuple[int, int] | None = None  # height and width of the input (one number: square); not given: the encoder's own
+    patch_size: int | None = None  # pixels a patch side, of random:NAME
+    in_chans: int | None = None  # channels of the input, of random:NAME; not given: what the data has
+    activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more time
+
+    def __post_init__(self):
+        within(self, "patch_size img_size in_chans", 1)
+
+
+@dataclass(frozen=True)
+class Lessons(Labelled):
+    """The labelled pictures that an encoder is trained further on."""
+
+    val: Any | None = None  # labelled pictures to judge by; not given: those of the split column, of val/ folders, or a fifth of DATA, kept apart
+    shots: int | None = None  # learn from this many pictures of each class only
+    share: float | None = None  # learn from this share of each class only: .01, or 1%
+    subset: int = 0  # which of the subsets of that size
+    max_bad_share: float = 0.05  # stop when more than this share of the samples is unreadable
+    tile: int | None = None  # read pictures beyond Pillow's size limit by random windows of this side
+    workers: int | None = None  # processes that read and crop; not given: chosen for the machine
+
+    def __post_init__(self):
+        within(self, "share", 0, 1, above=True)
+        within(self, "max_bad_share", 0, 1)
+        within(self, "shots tile", 1)
+        within(self, "subset workers", 0)
+        if self.shots is not None and self.share is not None:
+            raise ValueError("shots and share both say how many pictures teach: give one of them")
+
+
 @dataclass(frozen=True)
 class Input(Labelled):
     """What is read, and how the numbers in it become the network's."""

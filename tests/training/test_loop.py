@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from unmask.run import checkpoint
 from unmask.run.folder import RunFolder
 from unmask.settings import Train, Views
 from unmask.training import loop
+from unmask.training.monitor import Monitor
 from unmask.training.stop import Stop
 
 STEPS = 12
@@ -86,7 +88,9 @@ def go(run: Path, learner: Learner, data: Path, settings: Train = SETTINGS, work
     folder = RunFolder.open(run) if (run / "config.yaml").exists() else RunFolder.create(run, "format: 1\n")
     fabric = Fabric(accelerator="cpu", devices=1, precision=settings.precision)
     fabric.launch()
-    loop.train(fabric, learner, pictures_of(data), settings, workers, folder, stop or Stop(), {"format": "1"})
+    pictures = pictures_of(data)
+    watch = partial(Monitor, learner, pictures, folder.pictures, settings)
+    loop.train(fabric, learner, pictures, settings, workers, folder, stop or Stop(), {"format": "1"}, watch)
     return folder
 
 

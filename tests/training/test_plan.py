@@ -10,7 +10,7 @@ import pytest
 
 from unmask.errors import Refused
 from unmask.recipe import settle
-from unmask.training import plan, start
+from unmask.training import plan, pretraining
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,8 @@ def data(tmp_path_factory) -> Path:
 
 
 def choice(data: Path, size: int = 224, count: int = 1000, **said):
-    source_format = start.survey(start.open_source(str(data)))
     recipe = settle("mae", str(data), None, said)
+    source_format = pretraining.measured(recipe, pretraining.opened(recipe))
     return plan.choose(recipe, count, replace(source_format, size=(size, size)))
 
 

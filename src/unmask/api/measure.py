@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unmask.api.asked import Look, check_data, settings_of, sight_of
+from unmask.api.transfer import teach
 from unmask.errors import Refused
 from unmask.interchange.naming import identify
+from unmask.methods import TRANSFERS
 from unmask.settings import Labelled, within
 
 
@@ -53,10 +55,12 @@ class Embed(Labelled):
 
 
 def evaluate(protocol: str, encoder: str | Path, data: Any, **settings: Any) -> dict[str, Any]:
-    """Measure a frozen encoder on labelled pictures by `knn` or `linear`; the figures, which a run also keeps in evaluations.jsonl."""
+    """Measure an encoder on labelled pictures by `knn`, `linear` or, training it further, `finetune`; a run also keeps the figures."""
+    if protocol in TRANSFERS:
+        return teach(protocol, encoder, data, **settings)
     own = {"knn": Neighbours, "linear": Linear}
     if protocol not in own:
-        raise Refused(f"evaluate wants one of {', '.join(own)}, got '{protocol}'")
+        raise Refused(f"evaluate wants one of {', '.join([*own, *TRANSFERS])}, got '{protocol}'")
     look, asked, how = settings_of((Look, Measure, own[protocol]), settings)
     identify(encoder)
     for words in (data, asked.val):

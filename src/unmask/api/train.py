@@ -9,6 +9,7 @@ from unmask.api.asked import check_data
 from unmask.encoders import names
 from unmask.errors import Refused
 from unmask.interchange.naming import identify
+from unmask.methods import TRANSFERS
 from unmask.recipe import Recipe, settle
 
 
@@ -19,6 +20,8 @@ def pretrain(method: Any = None, data: Any = None, out: str | Path | None = None
     whatever else DATA may be, also a torch Dataset; `config` a YAML file of settings, above which the others go.
     """
     recipe = settle(method, data, config, settings)
+    if recipe.name in TRANSFERS:
+        raise Refused(f"{recipe.name} pre-trains nothing: unmask evaluate {recipe.name} ENCODER DATA")
     if out is None:
         raise Refused("pretrain wants out, the folder to make (--out RUN)")
     _refuse(recipe, Path(out))

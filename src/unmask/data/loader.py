@@ -10,9 +10,10 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -62,6 +63,7 @@ class _Random(_Reading):
     """Random crops of a list of (place, index)."""
 
     views: Views
+    distort: Callable[[Tensor, Random], Tensor] | None
 
     def __getitems__(self, places: list[tuple[int, int]]) -> Batch:
         images = self._empty(len(places))
@@ -76,7 +78,8 @@ class _Random(_Reading):
                 dice = seeds.dice(self.seed, "view", epoch, index, *((place, attempt) if attempt else ()))
                 try:
                     picture = tiled(self.source.picture(index), self.tile, dice)
-                    images[row] = random_view(picture, self.size, self.views, dice, self.in_chans, self.eight_bit)
+                    view = random_view(picture, self.size, self.views, dice, self.in_chans, self.eight_bit)
+                    images[row] = view if self.distort is None else self.distort(view, dice)
                     break
                 except BadSample as error:
                     bad.append((self.source.name(index), str(error)))
@@ -112,6 +115,7 @@ class Pictures:
     """A source, its format and the views of a run: random batches of the endless stream, and still pictures to evaluate on.
 
     `quarantine`: the file that names bad samples (None: only counted). `tile`: side of the windows of oversized pictures.
+    `distort`: what happens to each crop (C, H, W) in the worker, by the sample's own dice.
     """
 
     def __init__(
@@ -124,8 +128,9 @@ class Pictures:
         max_bad_share: float = 0.05,
         quarantine: str | Path | None = None,
         tile: int | None = None,
+        distort: Callable[[Tensor, Random], Tensor] | None = None,
     ):
-        self.source, self.format, self.views, self.seed, self.tile = source, format, views, seed, tile
+        self.source, self.format, self.views, self.seed, self.tile, self.distort = source, format, views, seed, tile, distort
         self.img_size = (int(img_size[0]), int(img_size[1]))
         self.labels = source.labels
         self.max_bad_share, self.quarantine = max_bad_share, Quarantine(quarantine)
@@ -143,7 +148,7 @@ class Pictures:
         Failed when more than `max_bad_share` of the samples are bad. `pin`: page-locked memory, for CUDA. Workers live until the iterator ends.
         """
         stream = Stream(Order(len(self), self.seed), batch_size, start_step, steps, accumulate, rank, world)
-        reading = _Random(self.source, self.format.in_chans, self.format.eight_bit, self.img_size, self.seed, self.tile, self.views)
+        reading = _Random(self.source, self.format.in_chans, self.format.eight_bit, self.img_size, self.seed, self.tile, self.views, self.distort)
         return _ended_at_exit(self._judged(_loader(reading, stream, workers, share(batch_size, accumulate, world), pin)))
 
     def _judged(self, loader: DataLoader) -> Generator[Batch, None, None]:

@@ -5,15 +5,22 @@ from __future__ import annotations
 METHODS: dict[str, str] = {
     "mae": "unmask/methods/mae.py:MAE",
 }
+TRANSFERS: dict[str, str] = {  # ways to train an encoder further on labels: trained by the same loop, opened again by the same names
+    "finetune": "unmask/transfer/finetune.py:Finetune",
+}
+TASKS: dict[str, str] = {  # what kind of run the loop makes of either
+    "pretraining": "unmask/training/pretraining.py:Pretraining",
+    "transfer": "unmask/transfer/teaching.py:Teaching",
+}
 
 
 def place(name: str) -> tuple[str, str]:
-    """File (a path) or module, and class, of a method: one of `METHODS`, `my_method.py:Name` or `package.module:Name`."""
+    """File (a path) or module, and class, of a learner's settings: of `METHODS`, `TRANSFERS`, `my_method.py:Name` or `package.module:Name`."""
     import difflib
 
     from unmask.errors import Refused
 
-    where = METHODS.get(name, name)
+    where = (METHODS | TRANSFERS).get(name, name)
     if ":" not in where:
         near = difflib.get_close_matches(name, METHODS, 1)
         raise Refused(f"unknown method '{name}'" + (f": did you mean {near[0]}?" if near else f"; there are: {', '.join(METHODS)}"))
@@ -31,7 +38,7 @@ def find(name: str) -> type:
     from unmask.errors import Refused
 
     source, kind = place(name)
-    if name in METHODS:
+    if name in METHODS | TRANSFERS:
         module = importlib.import_module(source.removesuffix(".py").replace("/", "."))
     elif source.endswith(".py"):
         if not Path(source).is_file():

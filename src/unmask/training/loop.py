@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unmask import seeds
-from unmask.data.loader import Pictures
 from unmask.errors import Failed
 from unmask.model import Learner
 from unmask.optim.groups import parameter_groups
@@ -25,9 +24,9 @@ from unmask.optim.schedule import cosine, scaled_rate, warmup_cosine, warmup_ste
 from unmask.run.checkpoint import Writer, complete, load_optimizer, newest, optimizer_tensors
 from unmask.run.folder import RunFolder
 from unmask.settings import Train
-from unmask.training.monitor import Monitor
 from unmask.training.progress import Events, Meter, Progress
 from unmask.training.stop import Stop, Stopped
+from unmask.training.task import Feed, Watch
 
 FETCH = 1.0  # seconds between looks at what the device has computed: nothing in between waits for it
 FETCH_STEPS = 20  # the same in steps, for several processes, which must look together
@@ -40,18 +39,17 @@ IN_A_ROW = 3  # steps of non-finite gradients, skipped one by one, after which t
 def train(
     fabric: Any,
     learner: Learner,
-    pictures: Pictures,
+    pictures: Feed,
     settings: Train,
     workers: int,
     folder: RunFolder,
     stop: Stop,
     metadata: Mapping[str, str],
-    untrained: bool = True,
+    watch: Callable[[torch.device, Progress], Watch],
 ) -> int:
     """Train from the newest checkpoint (or the start) to the last step, or until `stop` is wished; the step reached.
 
-    `metadata` goes into the checkpoints' model.safetensors; `untrained`: the weights are random at step 0, so the kNN measured
-    there is the random encoder's.
+    `metadata` goes into the checkpoints' model.safetensors; `watch` makes what is measured at chosen steps.
     """
     lead, world, rank, device = fabric.global_rank == 0, fabric.world_size, fabric.global_rank, fabric.device
     steps, batch, parts, seed = settings.steps or 1, settings.batch_size or 1, settings.accumulate, settings.seed
@@ -95,10 +93,10 @@ def train(
             folder.metric(row)
             events.add(row)
 
-    monitor = Monitor(learner, pictures, folder.pictures, settings, device, progress) if lead else None
+    monitor = watch(device, progress) if lead else None
     if monitor is not None and step == 0:
         with contextlib.suppress(Stopped), stop.at_once():
-            record(monitor(0, random=untrained))
+            record(monitor(0))
 
     if settings.compile == "yes" or (settings.compile == "auto" and device.type == "cuda"):
         learner.compile()
@@ -262,12 +260,13 @@ def note(
     return bad
 
 
-def keep_batch(pictures: Pictures, learner: Learner, folder: RunFolder, settings: Train, step: int) -> str:
+def keep_batch(pictures: Feed, learner: Learner, folder: RunFolder, settings: Train, step: int) -> str:
     """Write the pictures and the noise of a step for replay; the sentence that the run ends with."""
     batch = settings.batch_size or 1
     x = pictures.finish(next(pictures.batches(batch, step, 1)), "cpu")
     path = folder.path / f"not-finite-step-{step + 1}.safetensors"
-    save_file({"x": x.contiguous(), "noise": seeds.uniform((batch, learner.draws(x)), settings.seed, "noise", step)}, path)
+    named = {f"x.{name}": part for name, part in x.items()} if isinstance(x, dict) else {"x": x}
+    save_file({name: part.contiguous() for name, part in named.items()} | {"noise": seeds.uniform((batch, learner.draws(x)), settings.seed, "noise", step)}, path)
     return (
         f"the gradients are not finite from step {step + 1:,} on, also after going back to a checkpoint; that step's pictures and noise are in {path}. "
         "Try a lower --lr, --clip 1, or --precision 32-true"

@@ -62,18 +62,19 @@ class Monitor:
     """Measures a learner at chosen steps, on pictures that stay the same over the run.
 
     kNN needs labels, rank and kNN an encoder that timm knows, the drawing a pixel target: what a learner lacks is left out.
+    `untrained`: the weights are random at step 0, so the kNN measured there is the random encoder's.
     """
 
-    def __init__(self, learner: Learner, pictures: Pictures, folder: Path, settings: Train, device: torch.device, progress: Progress):
+    def __init__(self, learner: Learner, pictures: Pictures, folder: Path, settings: Train, device: torch.device, progress: Progress, untrained: bool = True):
         self.learner, self.pictures, self.folder, self.device, self.progress = learner, pictures, folder, device, progress
-        self.trunk = trunk_of(learner)
+        self.trunk, self.untrained = trunk_of(learner), untrained
         self.highest, self.alarmed = 0.0, False
         self.order = torch.rand(len(pictures), generator=torch.Generator().manual_seed(seeds.key(settings.seed, "monitor"))).argsort()
         self.most = max(FEWEST, min(STILLS, int(SHARE * (settings.steps or 1) * (settings.batch_size or 1))))
         self.kept: tuple[Tensor, Tensor | None] | None = None  # still pictures, and their labels
 
-    def __call__(self, step: int, x: Signal | None = None, noise: Tensor | None = None, rows: Tensor | None = None, random: bool = False) -> dict[str, Any]:
-        """The row of one step; `x`, `noise`, `rows`: what was just trained on. `random`: the encoder is untrained."""
+    def __call__(self, step: int, x: Signal | None = None, noise: Tensor | None = None, rows: Tensor | None = None) -> dict[str, Any]:
+        """The row of one step; `x`, `noise`, `rows`: what was just trained on."""
         row: dict[str, Any] = {"step": step}
         training = self.learner.training
         self.learner.eval()
@@ -82,7 +83,7 @@ class Monitor:
                 if x is not None and isinstance(self.learner, MaskedModel) and (mask := self.learner.draw_mask(x, noise, rows)) is not None:
                     row |= baselines(self.learner, x, mask)
                 if self.trunk is not None:
-                    row |= self.judge(random)
+                    row |= self.judge(step == 0 and self.untrained)
                 self.draw(step)
         finally:
             self.learner.train(training)

@@ -7,6 +7,7 @@ so a run's file says everything and runs again as it is.
 from __future__ import annotations
 
 import copy
+import datetime
 import math
 import os
 import re
@@ -17,7 +18,6 @@ from typing import Any
 import torch
 
 from unmask import seeds
-from unmask.data.loader import Pictures
 from unmask.data.sampler import share
 from unmask.data.statistics import Format
 from unmask.decoders import default_size
@@ -26,6 +26,7 @@ from unmask.model import Learner
 from unmask.recipe import Recipe
 from unmask.settings import seconds
 from unmask.training.progress import duration
+from unmask.training.task import Feed
 
 CPU_SAMPLES = 200_000  # pictures seen in a run on a CPU: where kNN of a small MAE on CIFAR-10 is clearly above the random encoder's
 CPU_TIME = 3600.0  # seconds that a run on a CPU takes at most, where nobody said how long
@@ -167,7 +168,7 @@ def sized(recipe: Recipe, learner: Learner) -> tuple[Recipe, list[str]]:
     return replace(recipe, method=replace(recipe.method, **wanted)), [line]
 
 
-def pace(learner: Learner, pictures: Pictures, train: Any, workers: int) -> Pace:
+def pace(learner: Learner, pictures: Feed, train: Any, workers: int) -> Pace:
     """How long an optimiser step will take: a few pictures are read, and computed a few times on a copy of the learner."""
     parts, device = train.accumulate * train.devices * train.nodes, train.accelerator
     few = min(max(train.batch_size // parts, 1), TRIAL)
@@ -209,15 +210,29 @@ def paced(recipe: Recipe, pace: Pace) -> tuple[Recipe, list[str]]:
     elif not told and train.accelerator == "cpu" and pace.step * train.steps > CPU_TIME:
         train = replace(train, steps=max(1, int(CPU_TIME / pace.step)))
         said.append(f"steps {train.steps:,}: an hour on this CPU; say --epochs, --steps or --time for another length")
-    if not recipe.given & {"lr", "base_lr"} and train.steps < SHORT and train.base_lr != SHORT_RATE:
-        train = replace(train, base_lr=SHORT_RATE)
-        said.append(f"base_lr {SHORT_RATE:g}: {train.steps:,} steps are few for the paper's {recipe.method.paper.base_lr:g}")
     if pace.memory:
         train, more = fitting(train, pace.memory, torch.cuda.mem_get_info()[0], bool(recipe.given & {"accumulate"}))
         said += more
     if train.checkpoint_every is None and train.devices * train.nodes > 1:  # several processes must agree: by steps, not by the clock
         train = replace(train, checkpoint_every=max(1, round(SAVE / pace.step)))
     return replace(recipe, train=train), said
+
+
+def quickened(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """A higher rate for a pre-training that is shorter than the paper's."""
+    train = recipe.train
+    if recipe.given & {"lr", "base_lr"} or (train.steps or 1) >= SHORT or train.base_lr == SHORT_RATE:
+        return recipe, []
+    line = f"base_lr {SHORT_RATE:g}: {train.steps:,} steps are few for the paper's {recipe.method.paper.base_lr:g}"
+    return replace(recipe, train=replace(train, base_lr=SHORT_RATE)), [line]
+
+
+def announced(recipe: Recipe, pace: Pace, count: int) -> str:
+    """The line before the first step: how long the run is, and when it will end."""
+    steps, batch = recipe.train.steps or 1, recipe.train.batch_size or 1
+    end = datetime.datetime.now() + datetime.timedelta(seconds=pace.step * steps)
+    how = f"estimated from {pace.pictures} pictures computed here, measuring along the way not counted"
+    return f"{steps:,} steps of {batch} pictures, {steps * batch / count:,.1f} epochs: about {duration(pace.step * steps)}, until {end:%d %b %H:%M} ({how})"
 
 
 def fitting(train: Any, each: float, free: float, told: bool) -> tuple[Any, list[str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 PLAIN_EVERY = 30.0  # seconds between lines where nothing can be redrawn
+MEASURED = (("knn", "kNN", "{:.1f} %"), ("top1", "top-1", "{:.1f} %"), ("auroc", "AUROC", "{:.3f}"), ("r2", "R²", "{:.3f}"))  # name in the row, in words, form
 
 
 def duration(seconds: float) -> str:
@@ -117,12 +118,12 @@ class Meter:
         return self.pace
 
     def line(self, step: int, shown: dict[str, Any]) -> str:
-        """Epoch, step, loss beside its baselines, kNN, speed, waiting, time left."""
+        """Epoch, step, loss beside its baselines, what was measured, speed, waiting, time left."""
         parts = [f"epoch {step * self.batch / self.pictures:.1f}", f"step {step:,}/{self.steps:,}", f"loss {self.loss:.3f}"]
         named = (("patch_mean", "patch mean"), ("copy_nearest", "copy nearest"))
         beside = [f"{said} {shown[key]:.3f}" for key, said in named if key in shown]
         parts[-1] += f" ({', '.join(beside)})" if beside else ""
-        parts += [f"kNN {shown['knn']:.1f} %"] if "knn" in shown else []
+        parts += [f"{said} {form.format(shown[key])}" for key, said, form in MEASURED if key in shown]
         if speed := self.pace.get("images_per_second"):
             left = (self.steps - step) * self.batch / speed
             parts += [f"{speed:,.0f} images/s", f"{self.pace['data_wait']:.0%} waiting for data", f"{duration(left)} left"]

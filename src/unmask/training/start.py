@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from unmask import seeds
-from unmask.data.loader import Pictures
-from unmask.data.sources import Source, open_source
-from unmask.data.statistics import Format, survey
 from unmask.errors import Failed, Interrupted, Refused, UnmaskError
-from unmask.interchange.encoder import describe, load_encoder
-from unmask.load import metadata_of
-from unmask.methods import find
 from unmask.model import Learner
 from unmask.recipe import Recipe, settle
 from unmask.run.folder import CONFIG, RunFolder, leads, refuse_taken, write_whole
 from unmask.settings import FORMAT
 from unmask.training import plan
-from unmask.training.finish import finish, trunk_of
 from unmask.training.loop import train
 from unmask.training.progress import duration
 from unmask.training.stop import Stop, Stopped
+from unmask.training.task import task_of
 
 DATA = "data.json"  # what was measured on the pictures, and which they are
 FREE = {"workers", "keep", "checkpoint_every", "monitor_every", "max_bad_share"}  # settings that a resume may change: the weights stay the same
@@ -49,11 +41,12 @@ def begin(recipe: Recipe, out: Path) -> Path:
             with stop.at_once():
                 if first:
                     refuse_taken(out)
-                    recipe, source, format, learner, said = prepare(recipe)
+                    made = task_of(recipe).prepare(recipe)
+                    recipe, learner = made.recipe, made.learner
                     folder = RunFolder.create(out, recipe.text())
                     folder.take()
-                    keep_data(folder, source, format)
-                    for line in said:
+                    keep_data(folder, made.kept)
+                    for line in made.said:
                         print(line, flush=True)
                         folder.log(line)
                 else:
@@ -66,34 +59,6 @@ def begin(recipe: Recipe, out: Path) -> Path:
         if folder is None:
             folder, recipe = RunFolder.open(out), settle(None, None, out / CONFIG, {})
         return launch(folder, recipe, data, learner, stop, fresh=first)
-
-
-def prepare(recipe: Recipe) -> tuple[Recipe, Source, Format, Learner, list[str]]:
-    """The recipe with nothing left open, what was measured, the learner at step 0, and what to tell."""
-    source = open_source(recipe.data, recipe.input)
-    trunk, reading = recipe.trunk, recipe.input
-    format = survey(source, trunk.in_chans, reading.normalize, recipe.train.seed, reading.max_bad_share, reading.tile)
-    recipe, said = plan.choose(started(recipe), len(source), format)
-    said = [f"{len(source):,} pictures in {recipe.data}", *source.said, *format.said, *said]
-    learner = build(recipe)
-    recipe, more = plan.sized(recipe, learner)
-    said += more
-    pictures = pictures_of(recipe, source, format, None)
-    pace = plan.pace(learner, pictures, recipe.train, recipe.input.workers or 0)
-    recipe, more = plan.paced(recipe, pace)
-    steps, batch = recipe.train.steps or 1, recipe.train.batch_size or 1
-    whole = pace.step * steps
-    end = datetime.datetime.now() + datetime.timedelta(seconds=whole)
-    how = f"estimated from {pace.pictures} pictures computed here, measuring along the way not counted"
-    said += [*more, f"{steps:,} steps of {batch} pictures, {steps * batch / len(source):,.1f} epochs: about {duration(whole)}, until {end:%d %b %H:%M} ({how})"]
-    return recipe, source, format, learner, said
-
-
-def pictures_of(recipe: Recipe, source: Source, format: Format, quarantine: Path | None) -> Pictures:
-    """The pictures of a run, as it reads them."""
-    size, reading = recipe.trunk.img_size, recipe.input
-    assert size is not None
-    return Pictures(source, format, recipe.views, size, recipe.train.seed, reading.max_bad_share, quarantine, reading.tile)
 
 
 def again(run: Path, force: bool, said: Mapping[str, Any]) -> Path:
@@ -114,8 +79,7 @@ def again(run: Path, force: bool, said: Mapping[str, Any]) -> Path:
         try:
             with stop.at_once():
                 folder.take()
-                source = open_source(after.data if data is None else data, after.input)
-                after = check_data(folder, after, source, force)
+                after = check_data(folder, after, data, force)
                 if said:
                     write_whole(run / CONFIG, after.text())
                     folder.log(f"resumed with other settings: {said}")
@@ -124,25 +88,24 @@ def again(run: Path, force: bool, said: Mapping[str, Any]) -> Path:
         return launch(folder, after, data, None, stop, fresh=False)
 
 
-def check_data(folder: RunFolder, recipe: Recipe, source: Source, force: bool) -> Recipe:
+def check_data(folder: RunFolder, recipe: Recipe, data: Any, force: bool) -> Recipe:
     """The pictures must be those that the run began with; the recipe, its length as steps. Restores the number of threads."""
+    task = task_of(recipe)
     if not (folder.path / DATA).is_file():  # killed between its first two files
-        reading = recipe.input
-        keep_data(folder, source, survey(source, recipe.trunk.in_chans, reading.normalize, recipe.train.seed, reading.max_bad_share, reading.tile))
+        keep_data(folder, task.keep(recipe, data))
     kept = json.loads((folder.path / DATA).read_text(encoding="utf-8"))
-    if source.fingerprint != kept["fingerprint"] and not force:
-        changed = f"{kept['count']:,} then, {len(source):,} now"
-        raise Refused(f"the pictures in {recipe.data} are not those that the run began with ({changed}); --force goes on with them")
+    fingerprint, count = task.fingerprint(recipe, data)
+    if fingerprint != kept["fingerprint"] and not force:
+        raise Refused(f"the pictures in {recipe.data} are not those that the run began with ({kept['count']:,} then, {count:,} now); --force goes on with them")
     torch.set_num_threads(kept["threads"])  # another number of threads adds in another order: the last bits would differ
     if recipe.train.time is not None:
         raise Refused("--time is for a new run: say --steps or --epochs")
-    return replace(recipe, train=plan.fixed(recipe.train, len(source)))
+    return replace(recipe, train=plan.fixed(recipe.train, count))
 
 
-def keep_data(folder: RunFolder, source: Source, format: Format) -> None:
-    """Write data.json, which a resumed run trusts more than a second look at the pictures."""
-    kept = {"format": FORMAT, "count": len(source), "fingerprint": source.fingerprint, "statistics": format.as_dict(), "threads": torch.get_num_threads()}
-    write_whole(folder.path / DATA, json.dumps(kept, indent=1))
+def keep_data(folder: RunFolder, kept: Mapping[str, Any]) -> None:
+    """Write data.json: what was measured on the pictures, and which they are."""
+    write_whole(folder.path / DATA, json.dumps({"format": FORMAT} | dict(kept) | {"threads": torch.get_num_threads()}, indent=1))
 
 
 def launched() -> tuple[int, int] | None:
@@ -163,53 +126,6 @@ def wait_for(out: Path) -> None:
         if time.monotonic() > end:
             raise Failed(f"the first process has made no {out} in {duration(PATIENCE)}")
         time.sleep(0.2)
-
-
-def started(recipe: Recipe) -> Recipe:
-    """With `--init`: the network is that of the weights, where it was not said."""
-    trunk = recipe.trunk
-    if trunk.init is None or trunk.model is not None:
-        return recipe
-    opened = load_encoder(trunk.init)
-    sizes = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "patch_size": "patch_size"}
-    own = opened.model.unmask_kwargs
-    given = {name: own[theirs] for name, theirs in sizes.items() if getattr(trunk, name) is None and own.get(theirs) is not None}
-    return replace(recipe, trunk=replace(trunk, model=opened.name, img_size=trunk.img_size or opened.img_size, **given))
-
-
-def words_of(recipe: Recipe) -> dict[str, Any]:
-    """What `method.build` is called with."""
-    trunk = recipe.trunk
-    sizes = {name: getattr(trunk, name) for name in ("width", "depth", "heads") if getattr(trunk, name) is not None}
-    return {"model": trunk.model, "img_size": trunk.img_size, "in_chans": trunk.in_chans, "patch_size": trunk.patch_size, **sizes}
-
-
-def build(recipe: Recipe) -> Learner:
-    """The learner at step 0: a function of the recipe alone."""
-    seeds.reseed(recipe.train.seed, "init")
-    method = find(recipe.name)(**vars(recipe.method))  # the recipe's own was made without importing its file
-    learner = method.build(**words_of(recipe))
-    trunk = trunk_of(learner)
-    if recipe.trunk.init is not None:
-        if trunk is None:
-            raise Refused(f"--init fills an encoder, and {recipe.name} has none")
-        fill(trunk, recipe)
-    if recipe.trunk.activation_checkpointing and trunk is not None:
-        trunk.set_grad_checkpointing(True)
-    return learner
-
-
-def fill(trunk: nn.Module, recipe: Recipe) -> None:
-    """Put the weights of `--init` into the trunk, all of them or none."""
-    init, model = recipe.trunk.init, recipe.trunk.model
-    assert init is not None
-    opened = load_encoder(init, img_size=recipe.trunk.img_size)
-    try:
-        missing, unknown = trunk.load_state_dict(opened.model.state_dict(), strict=False)
-    except RuntimeError as error:
-        raise Refused(f"--init {init} does not fit {model}: {str(error).splitlines()[-1].strip()}") from None
-    if missing or unknown:
-        raise Refused(f"--init {init} does not fit {model}: missing {missing[:5]}, unknown {unknown[:5]}")
 
 
 def launch(folder: RunFolder, recipe: Recipe, data: Any, learner: Learner | None, stop: Stop, fresh: bool) -> Path:
@@ -264,25 +180,22 @@ def work(fabric: Any, path: Path, data: Any, learner: Learner | None, stop: Stop
             return work(fabric, path, data, learner, own)
     folder, lead = RunFolder.open(path), fabric.global_rank == 0
     recipe = settle(None, None, path / CONFIG, {})
+    task = task_of(recipe)
     kept = json.loads((path / DATA).read_text(encoding="utf-8"))
-    format = Format(**{field.name: kept["statistics"][field.name] for field in fields(Format)})
-    learner = learner or build(recipe)
-    source = open_source(recipe.data if data is None else data, recipe.input)
-    reading, settings = recipe.input, recipe.train
-    pictures = pictures_of(recipe, source, format, folder.quarantine)
-    statistics = {name: getattr(format, name) for name in ("mean", "std", "low", "high")}
-    trunk = trunk_of(learner)
-    words = ({} if trunk is None else describe(trunk, statistics)) | metadata_of(recipe.method, recipe.name, **words_of(recipe))
+    learner = learner or task.build(recipe, kept)
+    feed = task.feed(recipe, kept, data, folder.quarantine)
+    words = task.metadata(recipe, kept, learner)
+    settings = recipe.train
     if lead:
         device = torch.cuda.get_device_name() if fabric.device.type == "cuda" else fabric.device.type
         folder.environment(device=device, precision=settings.precision, processes=fabric.world_size, threads=torch.get_num_threads())
     try:
-        step = train(fabric, learner, pictures, settings, reading.workers or 0, folder, stop, words, recipe.trunk.init is None)
+        step = train(fabric, learner, feed, settings, recipe.input.workers or 0, folder, stop, words, partial(task.watch, recipe, learner, feed, folder))
         done = step == settings.steps
         if lead and done:
             try:
                 with stop.at_once():
-                    finish(folder, learner, words, statistics, step, recipe.data)
+                    task.finish(recipe, kept, learner, feed, folder, words, step)
             except Stopped:
                 done = False  # the last checkpoint holds everything: resuming goes straight to the end
     except Exception as error:

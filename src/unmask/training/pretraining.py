@@ -1,0 +1,154 @@
+"""Pre-training, as the loop sees it: any pictures, a method's learner, kNN and drawings on the way, an encoder at the end."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from unmask import seeds
+from unmask.data.loader import Pictures
+from unmask.data.sources import Source, open_source
+from unmask.data.statistics import Format, survey
+from unmask.errors import Refused
+from unmask.interchange.encoder import describe, load_encoder, save_encoder
+from unmask.load import metadata_of
+from unmask.methods import find
+from unmask.model import Learner
+from unmask.recipe import Recipe
+from unmask.run.folder import RunFolder
+from unmask.training import plan
+from unmask.training.finish import conclude, trunk_of
+from unmask.training.monitor import Monitor
+from unmask.training.progress import Progress
+from unmask.training.task import Prepared, Task
+
+
+class Pretraining(Task):
+    """An encoder from pictures without labels."""
+
+    def prepare(self, recipe: Recipe) -> Prepared:
+        source = opened(recipe)
+        format = measured(recipe, source)
+        recipe, said = plan.choose(started(recipe), len(source), format)
+        said = [f"{len(source):,} pictures in {recipe.data}", *source.said, *format.said, *said]
+        kept = described(source, format)
+        learner = self.build(recipe, kept)
+        recipe, more = plan.sized(recipe, learner)
+        said += more
+        pace = plan.pace(learner, pictures_of(recipe, source, format, None), recipe.train, recipe.input.workers or 0)
+        recipe, more = plan.paced(recipe, pace)
+        said += more
+        recipe, more = plan.quickened(recipe)
+        return Prepared(recipe, kept, learner, [*said, *more, plan.announced(recipe, pace, len(source))])
+
+    def keep(self, recipe: Recipe, data: Any = None) -> dict[str, Any]:
+        source = opened(recipe, data)
+        return described(source, measured(recipe, source))
+
+    def fingerprint(self, recipe: Recipe, data: Any = None) -> tuple[str, int]:
+        source = opened(recipe, data)
+        return source.fingerprint, len(source)
+
+    def build(self, recipe: Recipe, kept: Mapping[str, Any]) -> Learner:
+        seeds.reseed(recipe.train.seed, "init")
+        method = find(recipe.name)(**vars(recipe.method))  # the recipe's own was made without importing its file
+        learner = method.build(**words_of(recipe))
+        trunk = trunk_of(learner)
+        if recipe.trunk.init is not None:
+            if trunk is None:
+                raise Refused(f"--init fills an encoder, and {recipe.name} has none")
+            fill(trunk, recipe)
+        if recipe.trunk.activation_checkpointing and trunk is not None:
+            trunk.set_grad_checkpointing(True)
+        return learner
+
+    def feed(self, recipe: Recipe, kept: Mapping[str, Any], data: Any = None, quarantine: Path | None = None) -> Pictures:
+        return pictures_of(recipe, opened(recipe, data), format_of(kept), quarantine)
+
+    def metadata(self, recipe: Recipe, kept: Mapping[str, Any], learner: Learner) -> dict[str, str]:
+        trunk = trunk_of(learner)
+        return ({} if trunk is None else describe(trunk, statistics_of(kept))) | metadata_of(recipe.method, recipe.name, **words_of(recipe))
+
+    def watch(self, recipe: Recipe, learner: Learner, feed: Any, folder: RunFolder, device: torch.device, progress: Progress) -> Monitor:
+        return Monitor(learner, feed, folder.pictures, recipe.train, device, progress, untrained=recipe.trunk.init is None)
+
+    def finish(self, recipe: Recipe, kept: Mapping[str, Any], learner: Learner, feed: Any, folder: RunFolder, metadata: Mapping[str, str], step: int) -> None:
+        trunk = trunk_of(learner)
+        if trunk is not None:
+            save_encoder(folder.path / "encoder.safetensors", trunk, statistics_of(kept))
+        here, there = shlex.quote(str(folder.path)), shlex.quote(recipe.data) if isinstance(recipe.data, str) else "DATA"
+        next_steps = [
+            f"unmask evaluate knn {here} LABELLED      # are its features useful? --random measures the untrained network beside it",
+            f"unmask reconstruct {here} {there} --out grid.png      # what it imagines behind the mask",
+            f"unmask export {here} --to timm --out {here}-timm      # for timm.create_model",
+        ]
+        conclude(folder, learner, metadata, step, next_steps if trunk is not None else [])
+
+
+def opened(recipe: Recipe, data: Any = None) -> Source:
+    """DATA as numbered samples; `data`: what it is, where the recipe cannot say it."""
+    return open_source(recipe.data if data is None else data, recipe.input)
+
+
+def measured(recipe: Recipe, source: Source) -> Format:
+    """What the numbers in the pictures mean."""
+    reading = recipe.input
+    return survey(source, recipe.trunk.in_chans, reading.normalize, recipe.train.seed, reading.max_bad_share, reading.tile)
+
+
+def described(source: Source, format: Format) -> dict[str, Any]:
+    """What data.json keeps, which a resumed run trusts more than a second look at the pictures."""
+    return {"count": len(source), "fingerprint": source.fingerprint, "statistics": format.as_dict()}
+
+
+def format_of(kept: Mapping[str, Any]) -> Format:
+    """The format that was kept."""
+    return Format(**{field.name: kept["statistics"][field.name] for field in fields(Format)})
+
+
+def statistics_of(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What an encoder file says of the numbers that go in."""
+    return {name: kept["statistics"][name] for name in ("mean", "std", "low", "high")}
+
+
+def pictures_of(recipe: Recipe, source: Source, format: Format, quarantine: Path | None) -> Pictures:
+    """The pictures of a run, as it reads them."""
+    size, reading = recipe.trunk.img_size, recipe.input
+    return Pictures(source, format, recipe.views, size, recipe.train.seed, reading.max_bad_share, quarantine, reading.tile)
+
+
+def started(recipe: Recipe) -> Recipe:
+    """With `--init`: the network is that of the weights, where it was not said."""
+    trunk = recipe.trunk
+    if trunk.init is None or trunk.model is not None:
+        return recipe
+    opened = load_encoder(trunk.init)
+    sizes = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "patch_size": "patch_size"}
+    own = opened.model.unmask_kwargs
+    given = {name: own[theirs] for name, theirs in sizes.items() if getattr(trunk, name) is None and own.get(theirs) is not None}
+    return replace(recipe, trunk=replace(trunk, model=opened.name, img_size=trunk.img_size or opened.img_size, **given))
+
+
+def words_of(recipe: Recipe) -> dict[str, Any]:
+    """What `method.build` is called with."""
+    trunk = recipe.trunk
+    sizes = {name: getattr(trunk, name) for name in ("width", "depth", "heads") if getattr(trunk, name) is not None}
+    return {"model": trunk.model, "img_size": trunk.img_size, "in_chans": trunk.in_chans, "patch_size": trunk.patch_size, **sizes}
+
+
+def fill(trunk: nn.Module, recipe: Recipe) -> None:
+    """Put the weights of `--init` into the trunk, all of them or none."""
+    init, model = recipe.trunk.init, recipe.trunk.model
+    opened = load_encoder(init, img_size=recipe.trunk.img_size)
+    try:
+        missing, unknown = trunk.load_state_dict(opened.model.state_dict(), strict=False)
+    except RuntimeError as error:
+        raise Refused(f"--init {init} does not fit {model}: {str(error).splitlines()[-1].strip()}") from None
+    if missing or unknown:
+        raise Refused(f"--init {init} does not fit {model}: missing {missing[:5]}, unknown {unknown[:5]}")

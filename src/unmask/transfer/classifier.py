@@ -1,0 +1,168 @@
+"""The learner of transfer: a timm network, what is pooled from it, a head, and how it is trained on labels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from unmask.encoders.vit import ViT
+from unmask.errors import Refused
+from unmask.interchange.timm import rebuild
+from unmask.model import Learner
+from unmask.optim.groups import by_layer
+from unmask.settings import Train
+from unmask.transfer.answers import Answers, Kind
+from unmask.transfer.attentive import AttentivePool
+from unmask.transfer.mixing import Erasing, Mixing
+
+HEAD_STD = 2e-5  # of the head's weights at the start: its first answers are all alike (MAE, main_finetune.py)
+FRESH_NORM = {  # the final norm moves behind the mean of the patches and starts afresh (MAE, models_vit.py)
+    VisionTransformer: {"global_pool": "avg", "fc_norm": True},
+    Eva: {"global_pool": "avg", "use_fc_norm": True, "use_post_transformer_norm": False},
+}
+
+
+class Classifier(Learner):
+    """Pictures to answers. `encoder.trunk` is timm's network, unchanged but for where its last norm stands.
+
+    The network takes `{"images": x (B, C, H, W), "labels": …}`: while it trains, rectangles are erased and pairs of pictures are mixed, by
+    the numbers in `noise`. With `ema`, `average` is a second network whose weights follow.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        kwargs: Mapping[str, Any],
+        *,
+        pooling: str = "avg",
+        kind: Kind = "classes",
+        count: int,
+        moments: tuple[Sequence[float], Sequence[float]] | None = None,
+        last_blocks: int | None = None,
+        layer_decay: float = 1.0,
+        drop_path: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        erasing: float = 0.0,
+        smoothing: float = 0.0,
+        ema: float | None = None,
+        head_std: float = HEAD_STD,
+        pool: Mapping[str, Any] | None = None,
+    ):
+        """`model`, `kwargs`: timm's network; `pool`: arguments of the attentive pooling; the others are those of `Finetune`."""
+        super().__init__()
+        self.pooling, self.layer_decay, self.last_blocks, self.ema = pooling, layer_decay, last_blocks, ema
+        self.encoder = ViT(network(model, kwargs, pooling, drop_path))
+        width = self.encoder.width
+        if pooling in ("cls", "cls+avg") and self.encoder.trunk.cls_token is None:
+            raise Refused(f"--pooling {pooling}: {model} has no class token; use avg or attentive")
+        if pooling == "attentive":
+            self.pool = AttentivePool(width, **({"heads": self.encoder.trunk.blocks[-1].attn.num_heads} | dict(pool or {})))
+        self.head = nn.Linear(width * (2 if pooling == "cls+avg" else 1), count)
+        nn.init.trunc_normal_(self.head.weight, std=head_std)
+        nn.init.zeros_(self.head.bias)
+        self.answers = Answers(kind, count, smoothing, moments)
+        self.mixing = Mixing(mixup, cutmix) if mixup or cutmix else None
+        self.erasing = Erasing(erasing) if erasing else None
+        self.freeze()
+        self.average = copy.deepcopy(self.parts()).requires_grad_(False) if ema is not None else None
+        self.register_buffer("moved", torch.zeros((), dtype=torch.int64))  # how often the average has followed
+
+    def parts(self) -> nn.ModuleDict:
+        """All that has weights."""
+        return nn.ModuleDict({name: child for name, child in self.named_children() if name in ("encoder", "pool", "head")})
+
+    def freeze(self) -> None:
+        """Only the last blocks, the norm behind them, pooling and head are trained; with `last_blocks` None everything."""
+        trunk = self.encoder.trunk
+        trunk.requires_grad_(self.last_blocks is None)
+        trunk.fc_norm.requires_grad_(self.pooling != "attentive")  # behind the pool: it is the head's, and here the pool is another
+        if self.last_blocks is None:
+            return
+        if self.last_blocks > len(trunk.blocks):
+            raise Refused(f"--last_blocks {self.last_blocks}: the network has {len(trunk.blocks)} blocks")
+        for block in trunk.blocks[len(trunk.blocks) - self.last_blocks :]:
+            block.requires_grad_(True)
+        trunk.norm.requires_grad_(self.last_blocks > 0)
+
+    def pooled(self, images: Tensor, parts: nn.ModuleDict | None = None) -> Tensor:
+        """What the head sees (B, D or 2D) of pictures (B, C, H, W)."""
+        encoder = self.encoder if parts is None else parts["encoder"]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.last_blocks != 0):
+            features = encoder(images)
+        if self.pooling == "attentive":
+            pool = self.pool if parts is None else parts["pool"]
+            return pool(torch.cat([features.prefix, features.patches], dim=1))
+        norm = encoder.trunk.fc_norm
+        found = {"cls": lambda: norm(features.prefix[:, 0]), "avg": lambda: norm(features.patches.mean(dim=1))}
+        return torch.cat([found[name]() for name in self.pooling.split("+")], dim=1)
+
+    def outputs(self, images: Tensor, average: bool = False) -> Tensor:
+        """(B, count) before softmax or sigmoid; `average`: by the moving average of the weights."""
+        if not average:
+            return self.head(self.pooled(images))
+        if self.average is None:
+            raise ValueError("there is no average of the weights: it wants ema")
+        return self.average["head"](self.pooled(images, self.average))
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, average: bool = False) -> Tensor:
+        """Probabilities (B, count) of the classes or tags, or the numbers in their own units, of normalised pictures (B, C, H, W)."""
+        training = self.training
+        self.eval()
+        found = self.answers.read(self.outputs(images, average))
+        self.train(training)
+        return found
+
+    def draws(self, x):
+        return sum(part.draws for part in (self.mixing, self.erasing) if part is not None)
+
+    def forward(self, x, noise=None, mask=None, rows=None):
+        images, labels = x["images"], x["labels"]
+        targets = self.answers.targets(labels)
+        if self.training and self.draws(x):
+            if noise is None:
+                noise = torch.rand(len(images), self.draws(x), device=images.device)
+            if self.erasing is not None:
+                own = noise[:, -Erasing.draws :]
+                images = self.erasing(images, own if rows is None else own[rows])
+            if self.mixing is not None:
+                images, targets = self.mixing(images, targets, noise[:, : Mixing.draws], rows)
+        return {"loss": self.answers.loss(self.outputs(images), targets)}
+
+    @torch.no_grad()
+    def after_step(self, progress):
+        """The average follows; over its first steps it forgets faster, or it would still hold the start (timm's ModelEmaV3 and others warm up too)."""
+        if self.average is None:
+            return
+        self.moved += 1
+        steps = self.moved.to(torch.float32)
+        share = 1 - torch.minimum(torch.full_like(steps, self.ema or 0.0), (1 + steps) / (10 + steps))
+        for follows, weight in zip(self.average.parameters(), self.parts().parameters()):
+            follows.lerp_(weight, share)
+
+    def parameter_groups(self, train: Train) -> list[dict[str, Any]]:
+        """A group for each block and kind of decay: MAE's rule (util/lr_decay.py), in which everything behind the blocks has the full rate."""
+        prefix = "encoder.trunk."
+        named = [(name.removeprefix(prefix) if name.startswith(prefix) else f"head.{name}", parameter) for name, parameter in self.named_parameters()]
+        trunk = self.encoder.trunk
+        spared = {"cls_token", "pos_embed", "head.pool.query", *trunk.no_weight_decay()}
+        return by_layer(named, len(trunk.blocks), self.layer_decay, train.weight_decay, spared)
+
+
+def network(model: str, kwargs: Mapping[str, Any], pooling: str, drop_path: float) -> Any:
+    """The timm model; pooled by `avg`, its final norm stands behind the pool."""
+    trunk = rebuild(model, {**kwargs, "drop_path_rate": drop_path} if drop_path else kwargs)
+    family = next((known for known in FRESH_NORM if isinstance(trunk, known)), None)
+    if family is None:
+        raise Refused(f"{model} is no plain vision transformer: fine-tuning takes timm's VisionTransformer and Eva")
+    if pooling == "avg" and isinstance(trunk.fc_norm, nn.Identity):
+        return network(model, {**kwargs, **FRESH_NORM[family]}, pooling, drop_path)
+    vars(trunk)["unmask_kwargs"].pop("drop_path_rate", None)  # who opens the file does not want it
+    return trunk

@@ -1,0 +1,239 @@
+"""Training an encoder further, as the loop sees it: labelled pictures, a classifier, its metric on the way, an evaluation at the end."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from unmask import seeds
+from unmask.data.loader import Pictures
+from unmask.data.sources import open_source
+from unmask.data.splits import parts
+from unmask.data.statistics import Format, survey
+from unmask.data.subset import Subset
+from unmask.errors import Refused
+from unmask.interchange.encoder import Encoder, describe, load_encoder, save_encoder
+from unmask.load import metadata_of
+from unmask.methods import find
+from unmask.recipe import Recipe
+from unmask.run.folder import RunFolder
+from unmask.settings import Views
+from unmask.training import plan
+from unmask.training.finish import conclude
+from unmask.training.pretraining import format_of, statistics_of
+from unmask.training.progress import Progress
+from unmask.training.task import Prepared, Task
+from unmask.transfer import choice
+from unmask.transfer.classifier import Classifier
+from unmask.transfer.distortion import Distortion
+from unmask.transfer.supervised import Asked, Supervised, asked_of, few, said_of
+from unmask.transfer.validation import Validation, answered, score
+
+
+class Teaching(Task):
+    """An encoder trained on labels."""
+
+    def prepare(self, recipe: Recipe) -> Prepared:
+        source = open_source(recipe.data, recipe.input)
+        encoder, format, said = begun(recipe, source)
+        recipe = replace(recipe, trunk=replace(recipe.trunk, img_size=encoder.img_size, in_chans=encoder.in_chans))
+        feed, chosen = taught(recipe, source, format)
+        said += [*source.said, said_of(feed.asked, len(feed), len(feed.judge), chosen, vars(recipe.input))]
+        recipe, more = choice.choose(recipe, len(feed), encoder.model.embed_dim)
+        said += more
+        kept = described(recipe, feed, format, encoder)
+        feed, _ = taught(recipe, source, format)  # with the views and distortions that were chosen
+        learner = self.build(recipe, kept)
+        pace = plan.pace(learner, feed, recipe.train, recipe.input.workers or 0)
+        recipe, more = plan.paced(recipe, pace)
+        said += more
+        recipe, more = choice.strength(recipe, len(feed), undistorted(format))
+        said += more
+        return Prepared(recipe, kept, self.build(recipe, kept), [*said, plan.announced(recipe, pace, len(feed))])
+
+    def keep(self, recipe: Recipe, data: Any = None) -> dict[str, Any]:
+        source = open_source(recipe.data if data is None else data, recipe.input)
+        encoder, format, _ = begun(recipe, source)
+        return described(recipe, taught(recipe, source, format)[0], format, encoder)
+
+    def fingerprint(self, recipe: Recipe, data: Any = None) -> tuple[str, int]:
+        source = open_source(recipe.data if data is None else data, recipe.input)
+        feed, _ = taught(recipe, source, Format(1, (0,), (255,), (0,), (1,)))  # which pictures: their numbers do not matter
+        return feed.fingerprint, len(feed)
+
+    def build(self, recipe: Recipe, kept: Mapping[str, Any]) -> Classifier:
+        seeds.reseed(recipe.train.seed, "init")
+        learner = find(recipe.name)(**vars(recipe.method)).build(**words_of(kept))
+        encoder = encoder_of(recipe)
+        fill(learner.encoder.trunk, encoder)
+        if digest(encoder.model) != kept["encoder"]["digest"]:
+            print(f"warning: the weights of {recipe.trunk.encoder} have changed since the run began; what is saved of the run is used, if anything is")
+        if learner.average is not None:
+            learner.average.load_state_dict(learner.parts().state_dict())
+        if recipe.trunk.activation_checkpointing:
+            learner.encoder.trunk.set_grad_checkpointing(True)
+        return learner
+
+    def feed(self, recipe: Recipe, kept: Mapping[str, Any], data: Any = None, quarantine: Path | None = None) -> Supervised:
+        source = open_source(recipe.data if data is None else data, recipe.input)
+        return taught(recipe, source, format_of(kept), quarantine)[0]
+
+    def metadata(self, recipe: Recipe, kept: Mapping[str, Any], learner: Any) -> dict[str, str]:
+        return describe(learner.encoder.trunk, statistics_of(kept)) | metadata_of(recipe.method, recipe.name, **words_of(kept))
+
+    def watch(self, recipe: Recipe, learner: Any, feed: Any, folder: RunFolder, device: torch.device, progress: Progress) -> Validation:
+        return Validation(learner, feed, recipe.train, device, progress)
+
+    def finish(self, recipe: Recipe, kept: Mapping[str, Any], learner: Any, feed: Any, folder: RunFolder, metadata: Mapping[str, str], step: int) -> None:
+        average = getattr(recipe.method, "weights", "last") == "average"
+        trunk = learner.average["encoder"].trunk if average else learner.encoder.trunk
+        save_encoder(folder.path / "encoder.safetensors", trunk, statistics_of(kept))
+        row = evaluation(recipe, learner, feed, folder, average)
+        folder.evaluation(row)
+        start = Path(recipe.trunk.encoder)
+        if (start / "config.yaml").is_file():
+            RunFolder.open(start).evaluation(row)
+        here = shlex.quote(str(folder.path))
+        conclude(folder, learner, metadata, step, [f"unmask evaluate knn {here} LABELLED      # what the fine-tuned encoder's features tell"])
+
+
+def evaluation(recipe: Recipe, learner: Classifier, feed: Supervised, folder: RunFolder, average: bool) -> dict[str, Any]:
+    """The row of evaluations.jsonl: the figures on all pictures that judge, and everything needed to read them."""
+    begin = time.perf_counter()
+    device = learner.head.weight.device
+    outputs, truth = answered(learner, feed, feed.judge, device, recipe.input.workers or 0, average)
+    figures = score(feed.asked.kind, outputs, truth)
+    both = {}
+    if learner.average is not None:  # the other weights beside those that are kept
+        other, _ = answered(learner, feed, feed.judge, device, recipe.input.workers or 0, not average)
+        metric = figures["metric"]
+        both = {f"{metric}_{'last' if average else 'average'}": score(feed.asked.kind, other, truth)[metric]}
+    train, method = recipe.train, recipe.method
+    settings = {name: value for name, value in vars(method).items() if name not in ("pooling", "weights")}
+    spent = (time.time() - (folder.path / "config.yaml").stat().st_mtime) if (folder.path / "config.yaml").is_file() else 0.0
+    return {
+        "encoder": str(recipe.trunk.encoder),
+        "random": recipe.trunk.scratch or str(recipe.trunk.encoder).startswith("random:"),
+        "protocol": recipe.name,
+        **figures,
+        **both,
+        "pooling": learner.pooling,
+        "img_size": list(recipe.trunk.img_size),
+        "seed": train.seed,
+        "n_train": len(feed),
+        "n_val": len(truth),
+        "val": recipe.input.val or "kept apart from DATA",
+        "classes": len(feed.asked.names),
+        "steps": train.steps,
+        "epochs": round((train.steps or 0) * (train.batch_size or 0) / len(feed), 2),
+        "batch_size": train.batch_size,
+        "lr": train.lr if train.lr is not None else train.base_lr * (train.batch_size or 0) / 256,
+        **settings,
+        "shots": recipe.input.shots,
+        "share": recipe.input.share,
+        "subset": recipe.input.subset,
+        "run": str(folder.path),
+        "seconds": round(spent if spent > 0 else time.perf_counter() - begin, 2),
+    }
+
+
+def encoder_of(recipe: Recipe, in_chans: int | None = None) -> Encoder:
+    """The encoder that the run begins with; with `scratch` its network and fresh weights."""
+    start = recipe.trunk
+    chans = start.in_chans if str(start.encoder).startswith("random:") else None
+    return load_encoder(
+        start.encoder, img_size=start.img_size, in_chans=in_chans or chans, patch_size=start.patch_size, random=start.scratch, seed=recipe.train.seed
+    )
+
+
+def begun(recipe: Recipe, source: Any) -> tuple[Encoder, Format, list[str]]:
+    """The encoder, and what the numbers in the pictures mean to it: its own statistics, or measured ones where it has none."""
+    start, reading, said = recipe.trunk, recipe.input, list[str]()
+    measured = None
+
+    def survey_once(in_chans: int | None) -> Format:
+        return measured or survey(source, in_chans, seed=recipe.train.seed, max_bad_share=reading.max_bad_share, tile=reading.tile)
+
+    chans = None
+    if str(start.encoder).startswith("random:") and start.in_chans is None:
+        measured = survey_once(None)
+        chans = measured.in_chans
+    encoder = encoder_of(recipe, chans)
+    if encoder.mean is None or encoder.std is None:
+        measured = survey_once(encoder.in_chans)
+        said += measured.said
+        encoder = replace(encoder, mean=measured.mean, std=measured.std, low=measured.low, high=measured.high)
+    low, high = (value * encoder.in_chans if len(value) == 1 else value for value in (encoder.low, encoder.high))
+    said.append(f"{encoder.source}: {encoder.name}, {sum(p.numel() for p in encoder.model.parameters()) / 1e6:.1f} M weights, {' x '.join(map(str, encoder.img_size))} px")
+    return encoder, Format(encoder.in_chans, low, high, encoder.mean or (), encoder.std or ()), said
+
+
+def taught(recipe: Recipe, source: Any, format: Format, quarantine: Path | None = None) -> tuple[Supervised, str]:
+    """The pictures that teach and judge, and how they were told apart."""
+    reading, method, size, seed = recipe.input, recipe.method, recipe.trunk.img_size, recipe.train.seed
+    every = Pictures(source, format, Views(), size, seed, reading.max_bad_share, quarantine, reading.tile)
+    val = None
+    if reading.val is not None:
+        val = Pictures(open_source(reading.val, reading), format, Views(), size, seed, reading.max_bad_share, quarantine, reading.tile)
+    teach, judging, judge, chosen = parts(every, val, str(recipe.data), seed)
+    assert every.labels is not None and judging.labels is not None
+    teach = few(every.labels, teach, reading.shots, reading.share, seed, reading.subset)
+    distort = None
+    if (method.randaugment or method.colour) and not undistorted(format):
+        distort = Distortion(method.randaugment, method.colour, tuple(min(255, round(255 * mean)) for mean in format.mean))
+    pictures = Pictures(Subset(source, teach), format, recipe.views, size, seed, reading.max_bad_share, quarantine, reading.tile, distort)
+    truth, verdicts = (torch.from_numpy(labels.values[rows]) for labels, rows in ((every.labels, teach), (judging.labels, judge)))
+    return Supervised(pictures, truth, judging, judge, verdicts, asked_of(every.labels, teach)), chosen
+
+
+def undistorted(format: Format) -> str:
+    """Why RandAugment cannot change such pictures; empty where it can."""
+    if format.eight_bit and format.in_chans in (1, 3):
+        return ""
+    return f"it is made for 8-bit pictures of 1 or 3 channels, these have {format.in_chans} of {'8' if format.eight_bit else 'more'} bits"
+
+
+def described(recipe: Recipe, feed: Supervised, format: Format, encoder: Encoder) -> dict[str, Any]:
+    """What data.json keeps."""
+    network = {"model": encoder.name, "kwargs": dict(encoder.kwargs), "img_size": list(encoder.img_size)}
+    return {
+        "count": len(feed),
+        "fingerprint": feed.fingerprint,
+        "statistics": format.as_dict(),
+        "network": json.loads(json.dumps(network)),
+        "asked": asdict(feed.asked),
+        "encoder": {"name": str(recipe.trunk.encoder), "digest": digest(encoder.model)},
+    }
+
+
+def words_of(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What `Finetune.build` is called with."""
+    asked = Asked(**kept["asked"])
+    kwargs = {name: tuple(value) if isinstance(value, list) else value for name, value in kept["network"]["kwargs"].items()}
+    size = tuple(kept["network"]["img_size"])
+    return {"model": kept["network"]["model"], "kwargs": kwargs, "img_size": size, "names": asked.names, "kind": asked.kind, "moments": asked.moments}
+
+
+def digest(model: nn.Module) -> str:
+    """Which weights these are."""
+    found = blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def fill(trunk: nn.Module, encoder: Encoder) -> None:
+    """Put the encoder's weights into the network: all of them, but for the final norm where it starts afresh behind the pool."""
+    missing, unknown = trunk.load_state_dict(encoder.model.state_dict(), strict=False)
+    left = [name for name in missing if not name.startswith("fc_norm.")] + [name for name in unknown if not name.startswith("norm.")]
+    if left:
+        raise Refused(f"the weights of {encoder.source} do not fit the network that is fine-tuned: {', '.join(left[:5])}")
