@@ -112,6 +112,7 @@ COMMANDS = {
     "resume": Command("RUN", "go on exactly where a run stopped", api.resume, (Again, *RUN)),
     "evaluate knn": Command("ENCODER DATA", "are pictures of a class near each other? (no training)", api.evaluate, (*MEASURE, measure.Neighbours), "knn"),
     "evaluate linear": Command("ENCODER DATA", "can a linear map tell the classes from frozen features?", api.evaluate, (*MEASURE, measure.Linear), "linear"),
+    "evaluate layers": Command("ENCODER DATA", "which block's output tells most? A probe of each", api.evaluate, (*MEASURE, measure.Layers), "layers"),
     "evaluate finetune": Command("[ENCODER] [DATA]", "train an encoder further on labels, whole or its last blocks (a run)", api.evaluate, (Run,), "finetune"),
     "compare": Command("DATA ENCODER…", "which encoder is better here? one protocol for all, with intervals and a verdict in words", api.compare, (Compare, asked.Look)),
     "reconstruct": Command("RUN IMAGES…", "draw what the network imagines behind the mask", api.reconstruct, (see.Reconstruct,)),

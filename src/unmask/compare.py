@@ -18,11 +18,11 @@ from unmask.data.loader import Pictures
 from unmask.errors import Refused
 from unmask.evaluation.comparison import JUDGES, METRICS, Comparison, Entrant
 from unmask.evaluation.features import FeatureTable, extract, pixel_statistics
-from unmask.evaluation.measure import _knn, _linear
+from unmask.evaluation.measure import by_knn, by_linear
 from unmask.evaluation.ranking import SAID, UNITS
 from unmask.interchange.timm import Encoder
 
-PROTOCOLS = {"knn": _knn, "linear": _linear}
+PROTOCOLS = {"knn": by_knn, "linear": by_linear}
 POOLINGS = ("cls", "avg", "cls+avg")
 
 

@@ -127,8 +127,8 @@ class Labelled:
 
     labels: Any | None = None  # CSV, TSV or parquet with columns path and label, maybe group and split; not given: class folders, or what DATA holds
     label: str | None = None  # the column that holds the labels, or several with commas between them
-    group: str | None = None  # the column of patients, scenes or videos, which never stand on both sides of a split
-    split: str | None = None  # the column that says train, val or test; COLUMN=VALUE: the pictures with that value judge
+    group: str | None = None  # the column of patients, scenes or videos, which never stand on both sides of a split; not given: group
+    split: str | None = None  # the column that says train, val or test; COLUMN=VALUE: the pictures with that value judge; -: none
     task: Literal["auto", "classes", "tags", "numbers"] = "auto"  # one class a picture, several tags, or quantities; auto: told from the values, and said
 
 

@@ -74,7 +74,7 @@ def test_what_is_meant_goes_before_the_guess():
         ({"cat": [1, 0, 1, 0], "dog": [0, 0, 1, 1]}, {"task": "classes"}, "row 2.*tags"),
         ({"a": ["x", "y", "x", "y"], "b": [1, 2, 3, 4]}, {}, "which column holds the labels"),
         ([None, "", None, None], {}, "empty in every row"),
-        ({"label": [1, 2, 3, 4], "split": ["train", "train", "tset", "val"]}, {}, "row 2, split: 'tset' is none of train, val and test"),
+        ({"label": [1, 2, 3, 4], "split": ["train", "train", "tset", "val"]}, {"split": "split"}, "row 2, split: 'tset' is none of train, val and test"),
         ({"label": [1, 2, 3, 4], "fold": [1, 2, 3, 4]}, {"split": "fold=9"}, "no row .* '9'"),
         ({"label": [1, 2, 3, 4], "patient": list("aabb")}, {"group": "patent"}, "did you mean patient"),
         (np.zeros((4, 2, 3)), {}, r"shape \(4, 2, 3\)"),
@@ -95,6 +95,10 @@ def test_groups_and_splits():
     assert again.groups[3] == labels.groups[0] and again.groups[0] == labels.groups[1], "a group has the same number in every table"
     flags, _ = told({"label": [0, 1, 0, 1], "is_test": [True, False, False, True]})
     assert flags.splits.tolist() == ["test", "train", "train", "test"]
+    folds, said = told({"label": [0, 1, 0, 1], "split": [0, 1, 2, 3]})
+    assert folds.splits is None and "split is left alone" in said, "a column that was not asked for is no reason to refuse"
+    none, said = told({"label": [0, 1, 0, 1], "split": ["train"] * 4, "group": [1] * 4}, split="-", group="-")
+    assert none.splits is None and none.groups is None and "label read as classes" in said
     part = labels.rows([2, 1])
     assert part.values.tolist() == [0, 1] and part.splits.tolist() == ["test", "val"] and part.groups[0] == labels.groups[0]
 
@@ -173,7 +177,6 @@ def test_names_without_endings(photos):
         ("path,label\na/1.png,\n", "empty in every row"),
         ("path,label\nelse.png,1\n", "no row of .* matches"),
         ("path,label,label\na/1.png,1,2\n", "two columns are called 'label'"),
-        ("path,split\na/1.png,half\n", "row 2, split: 'half'"),
         ("path\na/1.png\n", "only column is 'path'"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unmask.evaluation.knn import knn
+from unmask.evaluation.knn import knn, mean_of_nearest
 from unmask.evaluation.metrics import right
 
 
@@ -31,3 +31,28 @@ def test_chunks_scale_and_too_few_features_change_nothing():
     torch.testing.assert_close(knn(bank, labels, queries, 4, k=500), knn(bank, labels, queries, 4, k=50))
     assert knn(bank, labels, queries[:0], 4).shape == (0, 4)
     assert right(knn(bank, labels, bank, 4, k=1), labels) == 50
+
+
+def test_means_of_numbers_and_tags_equal_scikit_learn():
+    from sklearn.neighbors import KNeighborsRegressor
+
+    torch.manual_seed(0)
+    bank, values, queries = torch.randn(80, 6), torch.randn(80, 3), torch.randn(15, 6)
+
+    def weigh(distance):  # scikit-learn gives cosine distances
+        import numpy as np
+
+        return np.exp((1 - distance) / 0.1)
+
+    wanted = KNeighborsRegressor(9, metric="cosine", weights=weigh).fit(bank, values).predict(queries)
+    torch.testing.assert_close(mean_of_nearest(bank, values, queries, 9, 0.1, chunk=4), torch.from_numpy(wanted).float(), rtol=1e-4, atol=1e-5)
+    assert mean_of_nearest(bank, values, queries[:0]).shape == (0, 3)
+
+
+def test_unknown_values_do_not_vote():
+    bank, queries = torch.eye(4), torch.eye(4)[:2] + 0.01
+    values = torch.tensor([[float("nan"), 1], [0, float("nan")], [1, 1], [1, 3]])
+    found = mean_of_nearest(bank, values, queries, k=1)
+    assert found[:, 0].tolist() == pytest.approx([2 / 3, 0]), "nobody near knows it: the mean of all who do"
+    assert found[:, 1].tolist() == pytest.approx([1, 5 / 3])
+    assert torch.isfinite(mean_of_nearest(bank, values, queries, temperature=1e-3)).all()

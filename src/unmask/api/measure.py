@@ -47,6 +47,21 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Layers:
+    """A probe of every block's output."""
+
+    by: Literal["knn", "linear", "both"] = "linear"  # nearest neighbours, a linear probe (slower), or one after the other
+    pooling: Literal["auto", "cls", "avg"] = "auto"  # what a picture's features are; auto: class token and patch mean are both tried
+    k: int = 20  # neighbours that vote
+    temperature: float = 0.07  # a vote weighs exp(cosine / temperature)
+    epochs: int = 100  # passes of the linear probe over the features
+
+    def __post_init__(self):
+        within(self, "k epochs", 1)
+        within(self, "temperature", 0, above=True)
+
+
+@dataclass(frozen=True)
 class Embed(Labelled):
     """Where features go."""
 
@@ -54,19 +69,29 @@ class Embed(Labelled):
     pooling: Literal["auto", "cls", "avg", "cls+avg"] = "auto"  # what a picture's features are; auto: the class token where there is one
 
 
+PROTOCOLS = {  # the settings of each, and the file whose `measure(protocol, encoder, pictures, val, …)` gives the row of figures
+    "knn": (Neighbours, "unmask.evaluation.measure"),
+    "linear": (Linear, "unmask.evaluation.measure"),
+    "layers": (Layers, "unmask.evaluation.layers"),
+}
+
+
 def evaluate(protocol: str, encoder: str | Path, data: Any, **settings: Any) -> dict[str, Any]:
-    """Measure an encoder on labelled pictures by `knn`, `linear` or, training it further, `finetune`; a run also keeps the figures."""
+    """Measure an encoder on labelled pictures by `knn`, `linear`, `layers` or, training it further, `finetune`; a run also keeps the figures."""
     if protocol in TRANSFERS:
         return teach(protocol, encoder, data, **settings)
-    own = {"knn": Neighbours, "linear": Linear}
-    if protocol not in own:
-        raise Refused(f"evaluate wants one of {', '.join([*own, *TRANSFERS])}, got '{protocol}'")
-    look, asked, how = settings_of((Look, Measure, own[protocol]), settings)
+    if protocol not in PROTOCOLS:
+        raise Refused(f"evaluate wants one of {', '.join([*PROTOCOLS, *TRANSFERS])}, got '{protocol}'")
+    own, place = PROTOCOLS[protocol]
+    look, asked, how = settings_of((Look, Measure, own), settings)
     identify(encoder)
     for words in (data, asked.val):
         check_data(words)
-    from unmask.evaluation.measure import measure
+    from importlib import import_module
 
+    from unmask.evaluation.metrics import shown
+
+    measure = import_module(place).measure
     opened, pictures, sight = sight_of(encoder, data, look, asked)
     val = sight_of(encoder, asked.val, look, asked, opened)[1] if asked.val is not None else None
     row = measure(protocol, opened, pictures, val, name=str(data), seed=look.seed, **sight, **vars(how))
@@ -75,9 +100,9 @@ def evaluate(protocol: str, encoder: str | Path, data: Any, **settings: Any) -> 
         from unmask.run.folder import RunFolder
 
         RunFolder.open(Path(encoder)).evaluation(row)
-    low, high = row["interval"]
     who = "the random encoder" if look.random else str(encoder)
-    print(f"{row['protocol']} of {who}: {row['top1']:.1f} % (95 % interval {low:.1f} to {high:.1f}), largest class {row['majority']:.1f} %")
+    beside = {"classes": "largest class {majority:.1f} %", "tags": "mAP {map}", "numbers": "mean error {mae:.4g}, {mae_of_median:.4g} for always the median"}
+    print(f"{row['protocol']} of {who}: {shown(row)}, {beside[row['kind']].format(**row)}")
     return row
 
 

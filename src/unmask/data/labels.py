@@ -136,6 +136,7 @@ class Chosen:
     group: str | None = None
     split: str | None = None
     judges: str | None = None  # of --split COLUMN=VALUE
+    sure: bool = True  # the column of splits was asked for, not found by its name
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -143,18 +144,18 @@ class Chosen:
 
 
 def choose(names: Sequence[str], asked: Labelled, where: str, rest: bool = False) -> Chosen:
-    """Columns by the names that were asked for, else by usual names; `rest`: else all that is left are labels. Refused."""
+    """Columns by the names that were asked for (`-`: none), else by usual names; `rest`: else all that is left are labels. Refused."""
     split, _, judges = (asked.split or "").partition("=")
     for option, name in (("group", asked.group), ("split", split), *(("label", name) for name in _words(asked.label))):
-        if name and name not in names:
+        if name and name != "-" and name not in names:
             near = suggestion(name, names) or f" (it has {', '.join(list(names)[:20]) or 'none'})"
             raise Refused(f"--{option} {name}: {where} has no column '{name}'{near}")
-    group = asked.group or next((name for name in GROUP_COLUMNS if name in names), None)
-    split = split or next((name for name in SPLIT_COLUMNS if name in names), "")
+    group = asked.group or next((name for name in GROUP_COLUMNS if name in names), "-")
+    sure, split = bool(split), split or next((name for name in SPLIT_COLUMNS if name in names), "-")
     found = _words(asked.label) or tuple(name for name in LABEL_COLUMNS if name in names)[:1]
     if not found and rest:
         found = tuple(name for name in names if name not in (group, split))
-    return Chosen(found, group, split or None, judges or None)
+    return Chosen(tuple(name for name in found if name != "-"), None if group == "-" else group, None if split == "-" else split, judges or None, sure)
 
 
 def _words(text: str | None) -> tuple[str, ...]:
@@ -184,10 +185,15 @@ def read(
         said.append(f"groups by {chosen.group} ({len(set(groups.tolist())):,})")
         labels = replace(labels or Labels("classes", np.full(len(groups), -1, np.int64), []), groups=groups)
     if chosen.split:
-        splits = _splits(columns_of({chosen.split: table[chosen.split]}, where, first)[0], chosen.judges)
-        counted = ", ".join(f"{part or 'none'} {count:,}" for part, count in Counter(splits.tolist()).items())
-        said.append(f"parts by {chosen.split} ({counted})")
-        labels = replace(labels or Labels("classes", np.full(len(splits), -1, np.int64), []), splits=splits)
+        try:
+            splits = _splits(columns_of({chosen.split: table[chosen.split]}, where, first)[0], chosen.judges)
+            counted = ", ".join(f"{part or 'none'} {count:,}" for part, count in Counter(splits.tolist()).items())
+            said.append(f"parts by {chosen.split} ({counted})")
+            labels = replace(labels or Labels("classes", np.full(len(splits), -1, np.int64), []), splits=splits)
+        except Refused as error:
+            if chosen.sure:
+                raise
+            said.append(f"the column {chosen.split} is left alone: {error}")
     return labels, ((f"{where}: {'; '.join(said)}",) if said else ())
 
 

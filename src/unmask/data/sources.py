@@ -143,6 +143,8 @@ def _listed(path: str, asked: Labelled) -> Files:
     folder = os.path.dirname(path)
     source = Files("", [os.path.join(folder, os.path.expanduser(name)) for name in names])
     source.table, source.labels, source.said = path, joined(source.labels, labels), source.said + said
+    if labels is not None and labels.splits is not None:
+        source.said = said  # the column says which part is which, not the folders
     return source
 
 

@@ -108,12 +108,13 @@ def held_out(labels: Labels, share: float, seed: int) -> tuple[np.ndarray, np.nd
 
 
 def _strata(labels: Labels) -> np.ndarray:
-    """The class of every row (n,); of one quantity its range between quantiles."""
+    """The class of every row (n,); of one quantity its range between quantiles, equal numbers in one."""
     if labels.kind == "classes":
         return labels.values
-    ranks = labels.values[:, 0].argsort(kind="stable").argsort(kind="stable")
-    bins = max(1, min(QUANTILES, len(ranks) // 10))
-    return ranks * bins // max(len(ranks), 1)
+    numbers = labels.values[:, 0]
+    bins = max(1, min(QUANTILES, len(numbers) // 10))
+    edges = np.unique(np.nanquantile(numbers, np.linspace(0, 1, bins + 1)[1:-1]))
+    return np.asarray(np.searchsorted(edges, np.nan_to_num(numbers, nan=np.inf), side="right"))
 
 
 def _memberships(labels: Labels) -> np.ndarray:
@@ -204,6 +205,6 @@ def _whole_groups(labels: Labels, share: float, seed: int) -> tuple[np.ndarray, 
     if not held.any() or held.all():
         raise Refused("the groups cannot be divided into two parts: give others to judge by with --val")
     off = np.abs(counts[~held].sum(axis=0)[1:] / (~rows).sum() - counts[held].sum(axis=0)[1:] / rows.sum()).max(initial=0)
-    what = {"classes": "class", "tags": "tag", "numbers": "tenth"}[labels.kind]
+    what = {"classes": "class", "tags": "tag", "numbers": "range"}[labels.kind]
     said = f"{rows.mean():.0%} of DATA, {held.sum():,} of {len(names):,} groups, kept apart; the two sides' shares of a {what} differ by at most {100 * off:.1f} points"
     return np.flatnonzero(~rows), np.flatnonzero(rows), said

@@ -122,6 +122,16 @@ def pool(model: Any, x: Tensor, layers: int = 1) -> dict[str, Tensor]:
     return {"cls": torch.cat([model.fc_norm(prefix[:, 0]) for _, prefix in blocks], dim=1)} | pooled
 
 
+@torch.inference_mode()
+def pool_blocks(model: Any, x: Tensor) -> dict[str, Tensor]:
+    """`cls@i` and `avg@i`, each (B, D), of the output of every block i = 1, 2, …, each through the final norm."""
+    if not isinstance(model, VisionTransformer | Eva):
+        raise Refused(f"the blocks of a {type(model).__name__} are not all alike: layers are those of a VisionTransformer or Eva")
+    blocks = model.forward_intermediates(x, norm=True, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True)
+    pooled = {f"avg@{i}": model.fc_norm(patches.mean(dim=1)) for i, (patches, _) in enumerate(blocks, 1)}
+    return pooled if model.cls_token is None else {f"cls@{i}": model.fc_norm(prefix[:, 0]) for i, (_, prefix) in enumerate(blocks, 1)} | pooled
+
+
 def extract(
     encoder: Encoder,
     pictures: Stills,

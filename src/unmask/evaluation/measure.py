@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from unmask.data.labels import Labels
 from unmask.data.loader import Pictures
 from unmask.data.splits import parts
+from unmask.errors import Refused
 from unmask.evaluation.features import FeatureTable, extract
-from unmask.evaluation.knn import knn
-from unmask.evaluation.metrics import rank_me, right, wilson
-from unmask.evaluation.probe import lars, linear
+from unmask.evaluation.knn import knn, mean_of_nearest
+from unmask.evaluation.metrics import rank_me, score
+from unmask.evaluation.probe import Probe, lars, linear, ridge
 from unmask.interchange.timm import Encoder
 
 
@@ -28,54 +31,68 @@ def measure(
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device | str = "cpu",
-    pooling: str = "auto",
     **more: Any,
 ) -> dict[str, Any]:
-    """The figures of `protocol` (knn: k, temperature; linear: lars, epochs), percentages with their 95 % interval."""
+    """The figures of `protocol` (knn: k, temperature, pooling; linear: paper, epochs, pooling) with their 95 % intervals."""
     start = time.perf_counter()
     teach, judging, judge, chosen = parts(pictures, val, name, seed)
+    labels = pictures.labels
+    assert labels is not None  # `parts` has refused it
+    print("\n".join([*labels.rows(teach).said(), f"judged by {len(judge):,} pictures: {chosen}"]))
     train = extract(encoder, pictures, teach, batch_size, workers, device, title="pictures to learn from")
     test = extract(encoder, judging, judge, batch_size, workers, device, title="pictures to judge by")
-    classes = len(pictures.labels.names) if pictures.labels is not None else 0
-    votes, said = {"knn": _knn, "linear": _linear}[protocol](train, test, classes, pooling, seed, **more)
-    labels = test.classes_of()
-    hits = right(votes, labels)
-    low, high = wilson(hits, len(labels))
-    most = int(torch.bincount(labels).max())
-    row = {
-        "protocol": said.pop("protocol"),
-        "top1": round(100 * hits / len(labels), 4),
-        "interval": [round(low, 2), round(high, 2)],
-        **({"top5": round(100 * right(votes, labels, 5) / len(labels), 4)} if classes > 5 else {}),
-        **said,
-        "img_size": list(encoder.img_size),
-        "seed": seed,
-        "n_train": len(train),
-        "n_val": len(test),
-        "val": chosen,
-        "classes": classes,
-        "chance": round(100 / classes, 4),
-        "majority": round(100 * most / len(labels), 4),  # top1 of always answering the largest class
-        "skipped": train.skipped + test.skipped,
-        "rank": round(rank_me(train.of(said["pooling"])[:: max(1, len(train) // 4096)]), 2),
-        "model": encoder.name,
-    }
+    answers, said = {"knn": by_knn, "linear": by_linear}[protocol](train, test, len(labels.names), seed=seed, **more)
+    row = {"protocol": said.pop("protocol")} | figures(answers, test, labels, seed) | said
+    row |= circumstances(encoder, train, test, chosen, seed, train.of(said["pooling"])) | labels.rows(teach).balance()
     return row | {"seconds": round(time.perf_counter() - start, 2)}
 
 
-def _knn(train: FeatureTable, test: FeatureTable, classes: int, pooling: str, seed: int, k: int = 20, temperature: float = 0.07):
+def circumstances(encoder: Encoder, train: FeatureTable, test: FeatureTable, chosen: str, seed: int, features: Tensor) -> dict[str, Any]:
+    """What has to be known to read a figure; `features` (n, D): those it rests on."""
+    sizes = {"img_size": list(encoder.img_size), "seed": seed, "n_train": len(train), "n_val": len(test), "val": chosen}
+    rank = round(rank_me(features[:: max(1, len(train) // 4096)]), 2)
+    return sizes | {"skipped": train.skipped + test.skipped, "rank": rank, "model": encoder.name}
+
+
+def figures(answers: Tensor, test: FeatureTable, labels: Labels, seed: int) -> dict[str, Any]:
+    """`kind`, `metric`, its value under that name, `interval` and the kind's other figures: see `metrics.score`."""
+    return {"kind": test.kind} | score(test.kind, answers, test.truth(), seed, test.groups, labels.names)
+
+
+def by_knn(
+    train: FeatureTable, test: FeatureTable, outputs: int, pooling: str = "auto", seed: int = 0, k: int = 20, temperature: float = 0.07
+) -> tuple[Tensor, dict[str, Any]]:
+    """(votes, or weighted means of tags or numbers, for each picture of `test`; the settings that led to them)."""
     pooling = train.poolings[0] if pooling == "auto" else pooling
-    votes = knn(train.of(pooling), train.classes_of(), test.of(pooling), classes, k, temperature)
-    return votes, {"protocol": "knn", "pooling": pooling, "k": min(k, len(train)), "temperature": temperature, "epochs": 0}
-
-
-def _linear(train: FeatureTable, test: FeatureTable, classes: int, pooling: str, seed: int, paper: bool = False, epochs: int | None = None):
-    if paper:
-        probe = lars(train, classes, None if pooling == "auto" else pooling, epochs or 90, seed=seed)
+    if train.kind == "classes":
+        answers = knn(train.of(pooling), train.classes_of(), test.of(pooling), outputs, k, temperature)
     else:
-        poolings: Sequence[str] | None = None if pooling == "auto" else (pooling,)
-        probe = linear(train, classes, poolings, epochs or 100, seed=seed)  # type: ignore[arg-type]
-    said = {"protocol": "linear-lars" if paper else "linear", "pooling": probe.pooling, "lr": probe.lr, "batch_size": probe.batch_size, "epochs": probe.epochs}
+        answers = mean_of_nearest(train.of(pooling), train.truth(), test.of(pooling), k, temperature)
+    return answers, {"protocol": "knn", "pooling": pooling, "k": min(k, len(train)), "temperature": temperature, "epochs": 0}
+
+
+def by_linear(
+    train: FeatureTable, test: FeatureTable, outputs: int, pooling: str = "auto", seed: int = 0, paper: bool = False, epochs: int | None = None
+) -> tuple[Tensor, dict[str, Any]]:
+    """(logits, or numbers, for each picture of `test`; the settings that led to them)."""
+    probe = fitted(train, outputs, pooling, seed, paper, epochs)
+    said: dict[str, Any] = {"protocol": "linear-lars" if paper else "linear", "pooling": probe.pooling}
+    if train.kind == "numbers":
+        said |= {"fit": "ridge", "l2": probe.l2, "epochs": 0}
+    else:
+        said |= {"lr": probe.lr, "batch_size": probe.batch_size, "epochs": probe.epochs}
     if paper:
         said["augmentation"] = "none: the paper's random crops are left out"
     return probe(test.of(probe.pooling)), said
+
+
+def fitted(train: FeatureTable, outputs: int, pooling: str = "auto", seed: int = 0, paper: bool = False, epochs: int | None = None) -> Probe:
+    """The linear probe that fits the kind of labels: cross entropy, binary cross entropy for each tag, or ridge regression."""
+    poolings: Sequence[str] | None = None if pooling == "auto" else (pooling,)
+    if paper:
+        if train.kind != "classes":
+            raise Refused(f"--paper is MAE's protocol for classes, and these labels are {train.kind}: without it the probe fits them")
+        return lars(train, outputs, poolings[0] if poolings else None, epochs or 90, seed=seed)
+    if train.kind == "numbers":
+        return ridge(train, poolings, seed)
+    return linear(train, outputs, poolings, epochs or 100, seed=seed)
