@@ -60,7 +60,7 @@ class Option:
         if get_origin(kind) is Literal:
             return "|".join(map(str, get_args(kind)))
         if self.places != 1:
-            return "PATH…" if not self.places else "H W" if self.name.endswith("size") else " ".join("ABCDEFGH"[: self.places])
+            return "PATH…" if not self.places else {"img_size": "H W", "window": "CENTRE WIDTH"}.get(self.name, " ".join("ABCDEFGH"[: self.places]))
         return {int: "N", float: "X", Ratio: "RATIO"}.get(kind, "WORD")
 
     def read(self, value: object, source: str = "") -> Any:
@@ -119,8 +119,8 @@ def _numbers(kinds: tuple, value: Any) -> tuple:
         return tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
     written = [p for p in re.split(r"[,x\s]+", value.strip("()[] ")) if p] if isinstance(value, str) else value
     parts = list(written) if isinstance(written, list | tuple) else [written]
-    if len(parts) == 1 and not many and len(set(kinds)) == 1:
-        parts *= len(kinds)  # one number: a square
+    if len(parts) == 1 and not many and set(kinds) == {int}:
+        parts *= len(kinds)  # one whole number: a square
     kinds = kinds[:1] * len(parts) if many else kinds
     if len(parts) != len(kinds):
         raise ValueError(f"wants {len(kinds)} numbers, got '{value}'")

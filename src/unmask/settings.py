@@ -11,6 +11,16 @@ from typing import Any, Literal
 
 FORMAT = 1  # of config.yaml, environment.json, status.json, state.json and the metadata of safetensors files
 
+WINDOWS = {  # of CT, centre and width in Hounsfield units: the settings that radiologists commonly use (radiopaedia.org/articles/windowing-ct)
+    "lung": (-600.0, 1500.0),
+    "mediastinum": (50.0, 350.0),
+    "soft": (50.0, 400.0),
+    "liver": (30.0, 150.0),
+    "brain": (40.0, 80.0),
+    "bone": (400.0, 1800.0),
+}
+Window = tuple[float, float] | Literal["file", "measured", "lung", "mediastinum", "soft", "liver", "brain", "bone"]
+
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # of `--time`
 
 
@@ -31,6 +41,12 @@ def within(settings: Any, names: str, low: float, high: float | None = None, abo
                 continue
             wanted = f"lie between {low:g} and {high:g}" if high is not None else f"be {'more than' if above else 'at least'} {low:g}"
             raise ValueError(f"{name} must {wanted}, got {number:g}")
+
+
+def check_window(window: Window | None) -> None:
+    """A ValueError for a window without width."""
+    if isinstance(window, tuple) and window[1] <= 0:
+        raise ValueError(f"window must have a centre and a width above 0, got {window[0]:g} {window[1]:g}")
 
 
 @dataclass(frozen=True)
@@ -156,13 +172,15 @@ class Lessons(Labelled):
     share: float | None = None  # learn from this share of each class only: .01, or 1%
     subset: int = 0  # which of the subsets of that size
     max_bad_share: float = 0.05  # stop when more than this share of the samples is unreadable
-    tile: int | None = None  # read pictures beyond Pillow's size limit by random windows of this side
+    tile: int | None = None  # read pictures that are larger by windows of this side, a random one each time; not given: as the encoder trained
+    window: Window | None = None  # grey values from black to white where there are more than 8 bits; not given: as the encoder trained
     workers: int | None = None  # processes that read and crop; not given: chosen for the machine
 
     def __post_init__(self):
         within(self, "share", 0, 1, above=True)
         within(self, "max_bad_share", 0, 1)
         within(self, "shots tile", 1)
+        check_window(self.window)
         within(self, "subset workers", 0)
         if self.shots is not None and self.share is not None:
             raise ValueError("shots and share both say how many pictures teach: give one of them")
@@ -174,13 +192,15 @@ class Input(Labelled):
 
     normalize: Literal["measured", "imagenet"] = "measured"  # per-channel mean and std: measured once on the data, or ImageNet's
     max_bad_share: float = 0.05  # stop when more than this share of the samples is unreadable
-    tile: int | None = None  # read pictures beyond Pillow's size limit by random windows of this side
+    tile: int | None = None  # read pictures that are larger by windows of this side, a random one each time
+    window: Window | None = None  # grey values from black to white where there are more than 8 bits: CENTRE WIDTH, lung, soft, bone …, file or measured
     workers: int | None = None  # processes that read and crop; not given: chosen for the machine
 
     def __post_init__(self):
         within(self, "max_bad_share", 0, 1)
         within(self, "tile", 1)
         within(self, "workers", 0)
+        check_window(self.window)
 
 
 @dataclass(frozen=True)

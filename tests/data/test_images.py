@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from unmask import seeds
-from unmask.data import images, raster
+from unmask.data import images, raster, tiff
 from unmask.data.quarantine import BadSample, NeedsExtra
 from unmask.data.raster import Bands
-from unmask.data.views import tiled
+from unmask.data.views import part
 
 tifffile = pytest.importorskip("tifffile")
 RNG = np.random.default_rng(0)
@@ -105,15 +105,16 @@ def test_equal_pages_are_bands_and_white_is_zero_is_turned(tmp_path):
     assert np.array_equal(read(str(tmp_path / "pages.tif")), pages.transpose(1, 2, 0))
     tifffile.imwrite(tmp_path / "white.tif", pages[0].astype(np.uint16), photometric="miniswhite")
     assert np.array_equal(read(str(tmp_path / "white.tif"))[..., 0], 65535 - pages[0].astype(np.uint16))
-    tifffile.imwrite(tmp_path / "movie.tif", RNG.integers(0, 255, (4, 24, 32, 3), np.uint8), photometric="rgb")
-    with pytest.raises(BadSample, match="several pages"):
-        read(str(tmp_path / "movie.tif"))
+    film = RNG.integers(0, 255, (4, 24, 32, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "film.tif", film, photometric="rgb")
+    opened = images.open_picture(str(tmp_path / "film.tif"))
+    assert opened.frames == 4 and all(np.array_equal(opened.frame(number).pixels(), film[number]) for number in range(4))
 
 
 def test_without_the_extra_the_tiff_is_refused_by_its_name(tmp_path, monkeypatch):
     path = str(tmp_path / "x.tif")
     tifffile.imwrite(path, np.ones((8, 8, 4), np.uint8), photometric="rgb", extrasamples=["unspecified"])
-    monkeypatch.setattr(raster, "find_spec", lambda name: None)
+    monkeypatch.setattr(tiff, "find_spec", lambda name: None)
     with pytest.raises(NeedsExtra, match=r'pip install "unmask\[geo\]"'):
         read(path)
 
@@ -143,13 +144,13 @@ def test_a_window_reads_only_its_part(tmp_path, layout, compression):
     tifffile.imwrite(path, stored, photometric="minisblack", compression=compression, **({"planarconfig": "contig"} | layout))
     picture = images.open_picture(path)
     for top, left, height, width in ((0, 0, 50, 70), (13, 21, 20, 30), (49, 69, 1, 1), (16, 16, 16, 16), (3, 0, 9, 70)):
-        assert np.array_equal(picture.window(top, left, height, width).pixels(), array[top : top + height, left : left + width])
+        assert np.array_equal(picture.cut(top, left, height, width).pixels(), array[top : top + height, left : left + width])
 
 
 def test_windows_of_pages(tmp_path):
     pages = RNG.integers(0, 60000, (5, 50, 70)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "pages.tif", pages, photometric="minisblack")
-    part = images.open_picture(str(tmp_path / "pages.tif")).window(10, 20, 12, 14).pixels()
+    part = images.open_picture(str(tmp_path / "pages.tif")).cut(10, 20, 12, 14).pixels()
     assert np.array_equal(part, pages[:, 10:22, 20:34].transpose(1, 2, 0))
 
 
@@ -158,9 +159,9 @@ def test_tile_takes_a_window_of_what_is_too_large(monkeypatch):
     picture = images.open_picture(saved(Image.fromarray(COLOUR), "PNG"))
     with pytest.raises(BadSample, match="--tile"):
         picture.pixels()
-    window = tiled(picture, 16, seeds.dice(0, "x")).pixels()
+    window = part(picture, 16, seeds.dice(0, "x")).pixels()
     assert window.shape == (16, 16, 3)
-    centre = tiled(images.open_picture(saved(Image.fromarray(COLOUR), "PNG")), 16, None).pixels()
+    centre = part(images.open_picture(saved(Image.fromarray(COLOUR), "PNG")), 16, None).pixels()
     assert np.array_equal(centre, COLOUR[12:28, 20:36])
     small = Bands(COLOUR[:10, :10])
-    assert tiled(small, 16, None) is small
+    assert part(small, 16, None) is small

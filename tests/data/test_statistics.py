@@ -85,9 +85,9 @@ def test_bad_samples_are_said_and_only_all_bad_refused(tmp_path):
 
 def test_a_missing_extra_is_refused(tmp_path, monkeypatch):
     tifffile = pytest.importorskip("tifffile")
-    from unmask.data import raster
+    from unmask.data import tiff
 
     tifffile.imwrite(tmp_path / "a.tif", np.ones((8, 8, 4), np.uint8), photometric="rgb", extrasamples=["unspecified"])
-    monkeypatch.setattr(raster, "find_spec", lambda name: None)
+    monkeypatch.setattr(tiff, "find_spec", lambda name: None)
     with pytest.raises(Refused, match=r"unmask\[geo\]"):
         survey(open_source(str(tmp_path)))

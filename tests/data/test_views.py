@@ -102,8 +102,10 @@ def test_grey_and_colour_become_each_other_and_nothing_else_does():
     assert torch.equal(channels(torch.from_numpy(grey)[None], 3)[2], torch.from_numpy(grey))
     with pytest.raises(BadSample, match="4 bands where the run has 3"):
         channels(torch.zeros(4, 8, 8, dtype=torch.uint8), 3)
-    with pytest.raises(BadSample, match="1 band where the run has 3"):
-        channels(torch.zeros(1, 8, 8), 3)
+    deep = torch.rand(1, 8, 8)
+    assert torch.equal(channels(deep, 3)[1], deep[0])
+    with pytest.raises(BadSample, match="3 bands where the run has 1"):
+        channels(torch.zeros(3, 8, 8), 1)
 
 
 def test_depths_mix_only_where_the_scale_is_known():

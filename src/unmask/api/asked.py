@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from unmask.errors import Refused
 from unmask.options import Group, check
-from unmask.settings import Views, within
+from unmask.settings import Views, Window, check_window, within
 
 FEW = 256  # pictures below which starting workers takes longer than reading
 
@@ -31,11 +31,15 @@ class Look:
     workers: int | None = None  # processes that read and crop; not given: chosen for the machine
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
     max_bad_share: float = 0.05  # stop when more than this share of the pictures is unreadable
+    tile: int | None = None  # of pictures that are larger, look at the middle window of this side; not given: as the encoder trained
+    window: Window | None = None  # grey values from black to white where there are more than 8 bits; not given: as the encoder trained
 
     def __post_init__(self):
         within(self, "patch_size img_size in_chans batch_size", 1)
         within(self, "workers seed", 0)
         within(self, "max_bad_share", 0, 1)
+        within(self, "tile", 1)
+        check_window(self.window)
 
 
 def settings_of(classes: Sequence[type], said: dict[str, Any]) -> list[Any]:
@@ -60,25 +64,24 @@ def sight_of(name: str | Path, data: Any, look: Look, labels: Any, opened: Any =
 
     from unmask.data.loader import Pictures
     from unmask.data.sources import open_source
-    from unmask.data.statistics import Format, survey
+    from unmask.data.statistics import survey
+    from unmask.data.transform import format_for
     from unmask.interchange.encoder import load_encoder
 
     source = open_source(data, labels)
     for line in () if source is data else source.said:  # one that was opened before has been introduced before
         print(line)
-    measured = None
     if opened is None:
         chans = look.in_chans
         if chans is None and str(name).startswith("random:"):
-            measured = survey(source, None, seed=look.seed, max_bad_share=look.max_bad_share)
-            chans = measured.in_chans
+            chans = survey(source, None, seed=look.seed, max_bad_share=look.max_bad_share, tile=look.tile, window=look.window).in_chans
         opened = load_encoder(name, img_size=look.img_size, in_chans=chans, patch_size=look.patch_size, random=look.random, seed=look.seed)
-    if opened.mean is None or opened.std is None:
-        measured = measured or survey(source, opened.in_chans, seed=look.seed, max_bad_share=look.max_bad_share)
-        opened = replace(opened, mean=measured.mean, std=measured.std, low=measured.low, high=measured.high)
-    low, high = (value * opened.in_chans if len(value) == 1 else value for value in (opened.low, opened.high))
-    form = Format(opened.in_chans, low, high, opened.mean, opened.std)
-    pictures = Pictures(source, form, Views(), opened.img_size, look.seed, look.max_bad_share)
+        opened = replace(opened, tile=look.tile or opened.tile)
+    form = format_for(opened, source, look.window, look.seed, look.max_bad_share)
+    for line in form.said if opened.mean is not None else ():  # its own numbers did not fit: what was measured instead
+        print(line)
+    opened = replace(opened, mean=form.mean, std=form.std, low=form.low, high=form.high, window=form.window)
+    pictures = Pictures(source, form, Views(), opened.img_size, look.seed, look.max_bad_share, tile=opened.tile)
     auto = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if look.accelerator not in ("auto", "cpu", auto):
         raise Refused(f"--accelerator {look.accelerator}: this machine has none")

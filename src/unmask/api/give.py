@@ -172,7 +172,7 @@ def pictures_of(data: str, opened: Any) -> Any:
     """A few pictures of DATA; of a folder only the first names are read, however many it has."""
     import torch
 
-    from unmask.data.forms import PICTURES, extension, walk
+    from unmask.data.forms import is_picture, walk
     from unmask.data.loader import Pictures
     from unmask.data.sources import open_source
     from unmask.data.transform import format_of
@@ -182,10 +182,10 @@ def pictures_of(data: str, opened: Any) -> Any:
         raise ValueError("not on this machine")
     few: Any = data
     if os.path.isdir(data):
-        names = (os.path.join(data, name) for name in walk(data) if extension(name) in PICTURES)
+        names = (path for name in walk(data) if is_picture(path := os.path.join(data, name)))
         few = list(itertools.islice(names, 16 * SEEN)) or data
     source = open_source(few)
-    seen = Pictures(source, format_of(opened), Views(), opened.img_size)
+    seen = Pictures(source, format_of(opened), Views(), opened.img_size, tile=opened.tile)
     count = min(len(source), 2 * SEEN)  # some may be unreadable
     x = seen.still([index * len(source) // count for index in range(count)])[:SEEN]
     if not len(x):

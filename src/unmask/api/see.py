@@ -11,7 +11,7 @@ from typing import Any, Literal
 from unmask.api.asked import Look, check_data, first_of, settings_of, sight_of, written
 from unmask.errors import Refused
 from unmask.interchange.naming import identify
-from unmask.settings import Ratio, Views, within
+from unmask.settings import Ratio, Views, Window, check_window, within
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,13 @@ class Inspect:
     """A check of pictures before they train."""
 
     labels: str | None = None  # CSV with columns path and label; class folders are used without it
-    tile: int | None = None  # look at a window of this side of pictures beyond Pillow's size limit
+    tile: int | None = None  # look at a window of this side of pictures that are larger
+    window: Window | None = None  # grey values from black to white: see `unmask pretrain mae --help`
     workers: int | None = None  # pictures that are read at once; not given: chosen for the machine
 
     def __post_init__(self):
         within(self, "tile workers", 1)
+        check_window(self.window)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 | word | form |
 |---|---|
-| a folder with pictures, flat or nested | folder |
+| a folder with pictures, flat or nested; in it also DICOM without an ending, and `.npy` pictures where there are no others | folder |
 | a folder with `.tar` or `.parquet` files and no pictures | tar, parquet |
 | a folder that `datasets` saved to disk | saved |
 | a picture | files |
@@ -26,7 +26,9 @@ from importlib.util import find_spec
 
 from unmask.errors import Refused
 
-PICTURES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"])
+PICTURES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".dcm", ".dicom", ".ima"])
+DICOM = frozenset({".dcm", ".dicom", ".ima"})
+MAGIC = (128, b"DICM")  # where a DICOM file says that it is one
 LISTS = frozenset({".txt", ".lst", ".tsv", ".csv"})
 KINDS = "pictures, a folder, a list (.txt, .csv), .tar, .parquet, .npy, .npz, a pattern, or hf:owner/name"
 
@@ -45,8 +47,27 @@ def extension(name: str) -> str:
 
 
 def hidden(name: str) -> bool:
-    """Files and folders that systems leave behind and nobody means."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Files and folders that systems leave behind and nobody means; the index of a DICOM medium is one."""
+    return name.startswith(".") or name in ("__MACOSX", "DICOMDIR")
+
+
+def is_picture(path: str) -> bool:
+    """Whether a file is read as a picture: by its ending; without one, or with a number for it, by DICOM's magic."""
+    ending = extension(path)
+    if ending in PICTURES or (ending and not ending[1:].isdigit()):
+        return ending in PICTURES
+    try:
+        with open(path, "rb") as file:
+            file.seek(MAGIC[0])
+            return file.read(len(MAGIC[1])) == MAGIC[1]
+    except OSError:
+        return False
+
+
+def pictures(folder: str) -> list[str]:
+    """The picture files below, relative to the folder; where there are none, its `.npy` files."""
+    names = list(walk(folder))
+    return [name for name in names if is_picture(os.path.join(folder, name))] or [name for name in names if extension(name) == ".npy"]
 
 
 def walk(folder: str) -> Iterator[str]:
@@ -102,8 +123,6 @@ def resolve(data: str) -> Form:
 def check(data: str) -> None:
     """Refuse at once, in one line that names it, what cannot be DATA; neither torch nor numpy is imported."""
     form = resolve(data)
-    if form.kind == "folder" and not any(extension(name) in PICTURES for name in walk(form.paths[0])):
-        raise _no_pictures(form.paths[0])
     if form.kind in ("hub", "saved"):
         _need("datasets", "hf", data)
     if form.kind == "parquet":
@@ -126,15 +145,17 @@ def _folder(folder: str) -> Form:
     names = set(os.listdir(folder))
     if {"dataset_info.json", "state.json"} <= names or "dataset_dict.json" in names:
         return Form("saved", (folder,))
-    seen: dict[str, list[str]] = {".tar": [], ".parquet": []}
+    seen: dict[str, list[str]] = {".tar": [], ".parquet": [], ".npy": []}
     for name in walk(folder):
-        if extension(name) in PICTURES:
+        if is_picture(os.path.join(folder, name)):
             return Form("folder", (folder,))
         if extension(name) in seen:
             seen[extension(name)].append(os.path.join(folder, name))
     for kind in (".tar", ".parquet"):
         if seen[kind]:
             return Form(kind[1:], tuple(seen[kind]))
+    if seen[".npy"]:
+        return Form("folder", (folder,)) if len(seen[".npy"]) > 1 else Form("array", tuple(seen[".npy"]))
     raise _no_pictures(folder)
 
 
@@ -149,9 +170,9 @@ def _no_pictures(folder: str) -> Refused:
 def _files(data: str, paths: tuple[str, ...]) -> Form:
     """The form of one file or of a pattern's files."""
     kinds = Counter(extension(path) for path in paths)
-    pictures = tuple(path for path in paths if extension(path) in PICTURES)
-    if pictures:
-        return Form("files", pictures)
+    found = tuple(path for path in paths if is_picture(path))
+    if found:
+        return Form("files", found)
     kind = kinds.most_common(1)[0][0]
     same = tuple(path for path in paths if extension(path) == kind)
     if kind in (".tar", ".parquet"):
@@ -160,9 +181,11 @@ def _files(data: str, paths: tuple[str, ...]) -> Form:
         return Form("list", same)
     if len(same) == 1 and kind in (".npy", ".npz"):
         return Form("array", same)
+    if kind == ".npy":
+        return Form("files", same)
     if data.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         raise Refused(f"{data} is a compressed tar, which cannot be read at any place: decompress it (the .tar stays one file), or unpack it")
-    if kind in (".npy", ".npz"):
+    if kind == ".npz":
         raise Refused(f"{data} means {len(same)} {kind} files: give one")
     raise Refused(f"{data} is of a kind that is not read ({kind or 'no extension'}); DATA is {KINDS}")
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from unmask.data.quarantine import BadSample
+from unmask.data.raster import filled
 from unmask.data.source import Source
 from unmask.data.sources import open_source
 from unmask.data.statistics import survey
-from unmask.data.views import tiled
+from unmask.data.views import part
 from unmask.errors import Refused
 
 BLOCK = 512  # samples handed to the threads at once
@@ -27,15 +28,30 @@ BLOCK = 512  # samples handed to the threads at once
 class _Seen:
     height: int
     width: int
-    kind: str  # bands and dtype
+    kind: str  # bands and depth
+    deep: bool  # more than 8 bits
     constant: bool
     digest: bytes
+    low: float
+    high: float
+    missing: float  # share of nodata
+    frames: int
+    window: tuple[float, float] | None
+    patient: str | None
 
 
 def inspect(
-    data: Any, labels: Any = None, tile: int | None = None, workers: int | None = None, seed: int = 0, progress: Callable[[int, int], None] | None = None
+    data: Any,
+    labels: Any = None,
+    tile: int | None = None,
+    window: Any = None,
+    workers: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """A JSON-able report on every sample of DATA (a word or a Source). Exact duplicates are of equal decoded pixels.
+
+    Of several frames the middle one is looked at, with `tile` of a larger picture the middle window.
 
     `workers`: threads (Pillow decodes outside Python's lock); `progress(done, total)` is called now and then.
     """
@@ -56,11 +72,12 @@ def inspect(
     report: dict[str, Any] = {"data": str(data) if isinstance(data, str | os.PathLike) else type(source).__name__, "samples": len(source)}
     report |= {"readable": len(seen), "bad": bad, "said": list(source.said)}
     report |= _sizes(list(seen.values())) | {"kinds": dict(Counter(look.kind for look in seen.values()).most_common())}
+    report |= _numbers(list(seen.values()))
     report["constant"] = [source.name(index) for index, look in seen.items() if look.constant]
     report["duplicates"] = _duplicates(source, seen)
     report["labels"] = _labels(source)
     try:
-        report["format"] = survey(source, seed=seed, tile=tile).as_dict()
+        report["format"] = survey(source, seed=seed, tile=tile, window=window).as_dict()
     except Refused as error:
         report["format"], report["said"] = None, [*report["said"], str(error)]
     report["seconds"] = round(time.perf_counter() - began, 2)
@@ -71,13 +88,31 @@ def _look(source: Source, index: int, tile: int | None) -> _Seen | str:
     try:
         picture = source.picture(index)
         height, width, bands = picture.height, picture.width, picture.bands
-        pixels = tiled(picture, tile, None).pixels()  # (H, W, C)
+        array, valid = part(picture, tile, None).stored()
+        flat = np.ascontiguousarray(filled(array, valid))  # (H, W, C)
     except BadSample as error:
         return str(error)
-    flat = np.ascontiguousarray(pixels)
     constant = bool((flat == flat[:1, :1]).all())
     digest = blake2b(flat.data, digest_size=16, person=f"{height}x{width}x{bands}"[:16].encode()).digest()
-    return _Seen(height, width, f"{bands} channel{'s' if bands > 1 else ''}, {pixels.dtype}", constant, digest)
+    kind = f"{bands} channel{'s' if bands > 1 else ''}, {picture.depth}"
+    missing = 0.0 if valid is None else 1 - float(valid.mean())
+    ends = float(flat.min()), float(flat.max())
+    return _Seen(height, width, kind, not picture.eight_bit, constant, digest, *ends, missing, picture.frames, picture.own_window, picture.patient)
+
+
+def _numbers(looks: list[_Seen]) -> dict[str, Any]:
+    """What the numbers of deep pictures are, and what only some files know: nodata, frames, windows, patients."""
+    deep = [look for look in looks if look.deep]
+    found: dict[str, Any] = {"values": [min(look.low for look in deep), max(look.high for look in deep)] if deep else None}
+    missing = [look.missing for look in looks if look.missing]
+    found["nodata"] = {"share": sum(missing) / len(looks), "pictures": len(missing)} if missing else None
+    frames = [look.frames for look in looks if look.frames > 1]
+    found["frames"] = {"files": len(frames), "most": max(frames)} if frames else None
+    windows = Counter(f"centre {look.window[0]:g} width {look.window[1]:g}" for look in looks if look.window is not None)
+    found["windows"] = dict(windows.most_common()) or None
+    patients = [look.patient for look in looks if look.patient is not None]
+    found["patients"] = {"count": len(set(patients)), "files": len(patients)} if patients else None
+    return found
 
 
 def _sizes(looks: list[_Seen]) -> dict[str, Any]:
@@ -129,6 +164,7 @@ def lines(report: dict[str, Any], most: int = 20) -> list[str]:
         out.append("shorter    " + ", ".join(f"{name} {value:g}" for name, value in side.items()))
         out += _bars(report["shorter_side_histogram"])
         out.append("aspect     " + ", ".join(f"{name} {value:g}" for name, value in aspect.items()) + " (width over height)")
+        out += _said(report)
     if report["format"]:
         out += [f"as input   {said}" for said in report["format"]["said"]]
     if report["labels"]:
@@ -140,6 +176,24 @@ def lines(report: dict[str, Any], most: int = 20) -> list[str]:
     out.append(f"bad        {len(bad):,} samples")
     out += [f"    {one['path']}: {one['reason']}" for one in bad]
     out.append(f"looked at everything in {report['seconds']:g} s")
+    return out
+
+
+def _said(report: dict[str, Any]) -> list[str]:
+    """The lines of `_numbers`, each only where there is something to say."""
+    out = []
+    if values := report["values"]:
+        out.append(f"values     {values[0]:g} to {values[1]:g} where there are more than 8 bits")
+    if nodata := report["nodata"]:
+        out.append(f"nodata     {nodata['share']:.1%} of the values, in {nodata['pictures']:,} pictures")
+    if frames := report["frames"]:
+        out.append(f"frames     {frames['files']:,} files of several, up to {frames['most']:,}: one sample each, another frame each time it is seen")
+    if windows := report["windows"]:
+        out.append(f"windows    {sum(windows.values()):,} files hold one: {_counted(windows, 4)}")
+    if patients := report["patients"]:
+        out.append(f"patients   {patients['count']:,} in {patients['files']:,} files (counted by hash, never shown)")
+        if 1 < patients["count"] < patients["files"]:
+            out.append("    one patient on both sides of a split flatters an encoder: name them in a group column of the labels file, by any number of your own")
     return out
 
 

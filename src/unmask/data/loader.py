@@ -24,10 +24,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from unmask import seeds
 from unmask.data.quarantine import BadSample, Quarantine
+from unmask.data.raster import Picture
 from unmask.data.sampler import Order, Stream, share
 from unmask.data.source import Source
 from unmask.data.statistics import Format
-from unmask.data.views import Finish, centre_view, random_view, tiled
+from unmask.data.views import Finish, centre_view, part, random_view
 from unmask.errors import Failed
 from unmask.settings import Views
 
@@ -43,8 +44,7 @@ class _Reading(Dataset):
     """What a worker knows: how to turn places of the stream, or sample numbers, into a batch of views."""
 
     source: Source
-    in_chans: int
-    eight_bit: bool
+    format: Format
     size: tuple[int, int]
     seed: int
     tile: int | None
@@ -52,10 +52,14 @@ class _Reading(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
+    def _open(self, index: int, dice: Random | None) -> Picture:
+        """The frame and window of a sample that is looked at, with the grey values that the format wants. BadSample."""
+        return part(self.source.picture(index).under(self.format.window), self.tile, dice)
+
     def _empty(self, count: int) -> Tensor:
         """(count, C, H, W), channels last in memory, as pictures are decoded: no worker spends time on transposing."""
-        kind = torch.uint8 if self.eight_bit else torch.float32
-        return torch.zeros((count, *self.size, self.in_chans), dtype=kind).permute(0, 3, 1, 2)
+        kind = torch.uint8 if self.format.eight_bit else torch.float32
+        return torch.zeros((count, *self.size, self.format.in_chans), dtype=kind).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,7 @@ class _Random(_Reading):
                 epoch = place // len(self.source)
                 dice = seeds.dice(self.seed, "view", epoch, index, *((place, attempt) if attempt else ()))
                 try:
-                    picture = tiled(self.source.picture(index), self.tile, dice)
-                    view = random_view(picture, self.size, self.views, dice, self.in_chans, self.eight_bit)
+                    view = random_view(self._open(index, dice), self.size, self.views, dice, self.format.in_chans, self.format.eight_bit)
                     images[row] = view if self.distort is None else self.distort(view, dice)
                     break
                 except BadSample as error:
@@ -103,8 +106,8 @@ class _Still(_Reading):
         bad: list[tuple[str, str]] = []
         for index in indices:
             try:
-                picture = tiled(self.source.picture(index), self.tile, None)
-                images[len(kept)] = centre_view(picture, self.size, self.in_chans, self.eight_bit, self.share)
+                picture = self._open(index, None)
+                images[len(kept)] = centre_view(picture, self.size, self.format.in_chans, self.format.eight_bit, self.share)
                 kept.append(index)
             except BadSample as error:
                 bad.append((self.source.name(index), str(error)))
@@ -114,7 +117,7 @@ class _Still(_Reading):
 class Pictures:
     """A source, its format and the views of a run: random batches of the endless stream, and still pictures to evaluate on.
 
-    `quarantine`: the file that names bad samples (None: only counted). `tile`: side of the windows of oversized pictures.
+    `quarantine`: the file that names bad samples (None: only counted). `tile`: side of the windows by which larger pictures are read.
     `distort`: what happens to each crop (C, H, W) in the worker, by the sample's own dice.
     """
 
@@ -148,7 +151,7 @@ class Pictures:
         Failed when more than `max_bad_share` of the samples are bad. `pin`: page-locked memory, for CUDA. Workers live until the iterator ends.
         """
         stream = Stream(Order(len(self), self.seed), batch_size, start_step, steps, accumulate, rank, world)
-        reading = _Random(self.source, self.format.in_chans, self.format.eight_bit, self.img_size, self.seed, self.tile, self.views, self.distort)
+        reading = _Random(self.source, self.format, self.img_size, self.seed, self.tile, self.views, self.distort)
         return _ended_at_exit(self._judged(_loader(reading, stream, workers, share(batch_size, accumulate, world), pin)))
 
     def _judged(self, loader: DataLoader) -> Generator[Batch, None, None]:
@@ -221,14 +224,14 @@ class Pictures:
 
     def _still(self, img_size: tuple[int, int] | None, share: float | None) -> _Still:
         size = self.img_size if img_size is None else (int(img_size[0]), int(img_size[1]))
-        return _Still(self.source, self.format.in_chans, self.format.eight_bit, size, self.seed, self.tile, share)
+        return _Still(self.source, self.format, size, self.seed, self.tile, share)
 
 
 def _loader(reading: _Reading, batches: Any, workers: int, each: int, pin: bool) -> DataLoader:
     more: dict[str, Any] = {}
     if workers:
         reading.source.prepare()
-        weight = each * reading.in_chans * reading.size[0] * reading.size[1] * (1 if reading.eight_bit else 4)
+        weight = each * reading.format.in_chans * reading.size[0] * reading.size[1] * (1 if reading.format.eight_bit else 4)
         roomy = _shared_memory() > weight * (2 * workers + 2)
         # forked workers share what is loaded; they start before the run's own threads do, and never touch the device
         context = "fork" if sys.platform == "linux" else None

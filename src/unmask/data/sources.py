@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unmask.data.forms import PICTURES, Form, check, extension, resolve, walk
+from unmask.data.forms import PICTURES, Form, check, extension, pictures, resolve
 from unmask.data.labels import Labels, choose, joined, read
 from unmask.data.source import SPLITS, Names, Source
 from unmask.errors import Refused
@@ -98,8 +98,7 @@ def _label(source: Source, asked: Labelled) -> None:
 
 def _by_form(form: Form, asked: Labelled) -> Source:
     if form.kind == "folder":
-        paths = [name for name in walk(form.paths[0]) if extension(name) in PICTURES]
-        return Files(form.paths[0], paths)
+        return Files(form.paths[0], pictures(form.paths[0]))
     if form.kind == "files":
         return Files("", form.paths)
     if form.kind == "list":
@@ -124,7 +123,7 @@ def _together(words: Sequence) -> list[str]:
         form = resolve(word)
         if form.kind not in ("files", "folder"):
             raise Refused(f"{word} cannot stand beside other DATA: several are read only where they are pictures, folders of them or patterns")
-        found = form.paths if form.kind == "files" else [os.path.join(form.paths[0], name) for name in walk(form.paths[0]) if extension(name) in PICTURES]
+        found = form.paths if form.kind == "files" else [os.path.join(form.paths[0], name) for name in pictures(form.paths[0])]
         paths.extend(found)
     return paths
 

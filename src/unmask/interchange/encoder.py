@@ -153,6 +153,10 @@ def _from_file(path: Path, said: Mapping[str, Any]) -> Encoder:
     state = {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
     listed = {key: json.loads(words[key]) for key in ("mean", "std", "low", "high") if words.get(key, "null") != "null"}
     statistics: dict[str, Any] = {"mean": None, "std": None} | {key: tuple(value) if isinstance(value, list) else (value,) for key, value in listed.items()}
+    if (window := words.get("window")) is not None:
+        statistics["window"] = window if window == "file" else tuple(json.loads(window))
+    if "tile" in words:
+        statistics["tile"] = json.loads(words["tile"])
     size, patch = tuple(_number(words["img_size"])), _number(words.get("patch_size"))
     if "kwargs" in words:
         trunk = rebuild(words["model"], tuples(json.loads(words["kwargs"])), empty=True)

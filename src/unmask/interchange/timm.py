@@ -32,7 +32,8 @@ class Encoder:
     """A timm model that never masks, and what has to be known to feed it.
 
     A stored number v becomes (v - low) / (high - low), then (. - mean) / std, channel by channel. Where `mean` is None
-    (a random network with an unusual number of channels) the statistics are measured on the data.
+    (a random network with an unusual number of channels) the statistics are measured on the data. `window` and `tile` say how
+    pictures were read while it trained: see `data.raster.Picture.under` and `data.views.part`.
     """
 
     model: Any  # timm's module: `forward_features(x (B, C, H, W)) -> (B, P + N, D)`, in evaluation mode
@@ -47,6 +48,8 @@ class Encoder:
     patch_size: tuple[int, int] | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)  # arguments of `rebuild` that build the model again
     report: Report | None = None  # on weights that unmask did not write
+    window: Any = None  # (centre, width) of grey values, "file", or None
+    tile: int | None = None
 
 
 def describe(trunk: Any, meta: Mapping[str, Any] | None = None) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class Pretraining(Task):
 
     def metadata(self, recipe: Recipe, kept: Mapping[str, Any], learner: Learner) -> dict[str, str]:
         trunk = trunk_of(learner)
-        return ({} if trunk is None else describe(trunk, statistics_of(kept))) | metadata_of(recipe.method, recipe.name, **words_of(recipe))
+        return ({} if trunk is None else describe(trunk, statistics_of(recipe, kept))) | metadata_of(recipe.method, recipe.name, **words_of(recipe))
 
     def watch(self, recipe: Recipe, learner: Learner, feed: Any, folder: RunFolder, device: torch.device, progress: Progress) -> Monitor:
         return Monitor(learner, feed, folder.pictures, recipe.train, device, progress, untrained=recipe.trunk.init is None)
@@ -81,7 +81,7 @@ class Pretraining(Task):
     def finish(self, recipe: Recipe, kept: Mapping[str, Any], learner: Learner, feed: Any, folder: RunFolder, metadata: Mapping[str, str], step: int) -> None:
         trunk = trunk_of(learner)
         if trunk is not None:
-            save_encoder(folder.path / "encoder.safetensors", trunk, statistics_of(kept))
+            save_encoder(folder.path / "encoder.safetensors", trunk, statistics_of(recipe, kept))
         here, there = shlex.quote(str(folder.path)), shlex.quote(recipe.data) if isinstance(recipe.data, str) else "DATA"
         next_steps = [
             f"unmask evaluate knn {here} LABELLED      # are its features useful? --random measures the untrained network beside it",
@@ -99,7 +99,7 @@ def opened(recipe: Recipe, data: Any = None) -> Source:
 def measured(recipe: Recipe, source: Source) -> Format:
     """What the numbers in the pictures mean."""
     reading = recipe.input
-    return survey(source, recipe.trunk.in_chans, reading.normalize, recipe.train.seed, reading.max_bad_share, reading.tile)
+    return survey(source, recipe.trunk.in_chans, reading.normalize, recipe.train.seed, reading.max_bad_share, reading.tile, reading.window)
 
 
 def described(source: Source, format: Format) -> dict[str, Any]:
@@ -109,12 +109,12 @@ def described(source: Source, format: Format) -> dict[str, Any]:
 
 def format_of(kept: Mapping[str, Any]) -> Format:
     """The format that was kept."""
-    return Format(**{field.name: kept["statistics"][field.name] for field in fields(Format)})
+    return Format.of(kept["statistics"])
 
 
-def statistics_of(kept: Mapping[str, Any]) -> dict[str, Any]:
-    """What an encoder file says of the numbers that go in."""
-    return {name: kept["statistics"][name] for name in ("mean", "std", "low", "high")}
+def statistics_of(recipe: Recipe, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What an encoder file says of the numbers that go in, and of how pictures are read."""
+    return {name: kept["statistics"].get(name) for name in ("mean", "std", "low", "high", "window")} | {"tile": recipe.input.tile}
 
 
 def pictures_of(recipe: Recipe, source: Source, format: Format, quarantine: Path | None) -> Pictures:

@@ -20,6 +20,7 @@ from unmask.data.sources import open_source
 from unmask.data.splits import parts
 from unmask.data.statistics import Format, survey
 from unmask.data.subset import Subset
+from unmask.data.transform import format_for
 from unmask.errors import Refused
 from unmask.interchange.encoder import Encoder, describe, load_encoder, save_encoder
 from unmask.load import metadata_of
@@ -45,7 +46,7 @@ class Teaching(Task):
     def prepare(self, recipe: Recipe) -> Prepared:
         source = open_source(recipe.data, recipe.input)
         encoder, format, said = begun(recipe, source)
-        recipe = replace(recipe, trunk=replace(recipe.trunk, img_size=encoder.img_size, in_chans=encoder.in_chans))
+        recipe = replace(recipe, trunk=replace(recipe.trunk, img_size=encoder.img_size, in_chans=encoder.in_chans), input=replace(recipe.input, tile=encoder.tile))
         feed, chosen = taught(recipe, source, format)
         said += [*source.said, said_of(feed.asked, len(feed), len(feed.judge), chosen, vars(recipe.input))]
         recipe, more = choice.choose(recipe, len(feed), encoder.model.embed_dim)
@@ -88,7 +89,7 @@ class Teaching(Task):
         return taught(recipe, source, format_of(kept), quarantine)[0]
 
     def metadata(self, recipe: Recipe, kept: Mapping[str, Any], learner: Any) -> dict[str, str]:
-        return describe(learner.encoder.trunk, statistics_of(kept)) | metadata_of(recipe.method, recipe.name, **words_of(kept))
+        return describe(learner.encoder.trunk, statistics_of(recipe, kept)) | metadata_of(recipe.method, recipe.name, **words_of(kept))
 
     def watch(self, recipe: Recipe, learner: Any, feed: Any, folder: RunFolder, device: torch.device, progress: Progress) -> Validation:
         return Validation(learner, feed, recipe.train, device, progress)
@@ -96,7 +97,7 @@ class Teaching(Task):
     def finish(self, recipe: Recipe, kept: Mapping[str, Any], learner: Any, feed: Any, folder: RunFolder, metadata: Mapping[str, str], step: int) -> None:
         average = getattr(recipe.method, "weights", "last") == "average"
         trunk = learner.average["encoder"].trunk if average else learner.encoder.trunk
-        save_encoder(folder.path / "encoder.safetensors", trunk, statistics_of(kept))
+        save_encoder(folder.path / "encoder.safetensors", trunk, statistics_of(recipe, kept))
         row = evaluation(recipe, learner, feed, folder, average)
         folder.evaluation(row)
         start = Path(recipe.trunk.encoder)
@@ -157,24 +158,16 @@ def encoder_of(recipe: Recipe, in_chans: int | None = None) -> Encoder:
 
 def begun(recipe: Recipe, source: Any) -> tuple[Encoder, Format, list[str]]:
     """The encoder, and what the numbers in the pictures mean to it: its own statistics, or measured ones where it has none."""
-    start, reading, said = recipe.trunk, recipe.input, list[str]()
-    measured = None
-
-    def survey_once(in_chans: int | None) -> Format:
-        return measured or survey(source, in_chans, seed=recipe.train.seed, max_bad_share=reading.max_bad_share, tile=reading.tile)
-
+    start, reading, seed = recipe.trunk, recipe.input, recipe.train.seed
     chans = None
     if str(start.encoder).startswith("random:") and start.in_chans is None:
-        measured = survey_once(None)
-        chans = measured.in_chans
+        chans = survey(source, None, seed=seed, max_bad_share=reading.max_bad_share, tile=reading.tile, window=reading.window).in_chans
     encoder = encoder_of(recipe, chans)
-    if encoder.mean is None or encoder.std is None:
-        measured = survey_once(encoder.in_chans)
-        said += measured.said
-        encoder = replace(encoder, mean=measured.mean, std=measured.std, low=measured.low, high=measured.high)
-    low, high = (value * encoder.in_chans if len(value) == 1 else value for value in (encoder.low, encoder.high))
-    said.append(f"{encoder.source}: {encoder.name}, {sum(p.numel() for p in encoder.model.parameters()) / 1e6:.1f} M weights, {' x '.join(map(str, encoder.img_size))} px")
-    return encoder, Format(encoder.in_chans, low, high, encoder.mean or (), encoder.std or ()), said
+    encoder = replace(encoder, tile=reading.tile or encoder.tile)
+    format = format_for(encoder, source, reading.window, seed, reading.max_bad_share)
+    encoder = replace(encoder, mean=format.mean, std=format.std, low=format.low, high=format.high, window=format.window)
+    weights = sum(p.numel() for p in encoder.model.parameters()) / 1e6
+    return encoder, format, [*format.said, f"{encoder.source}: {encoder.name}, {weights:.1f} M weights, {' x '.join(map(str, encoder.img_size))} px"]
 
 
 def taught(recipe: Recipe, source: Any, format: Format, quarantine: Path | None = None) -> tuple[Supervised, str]:

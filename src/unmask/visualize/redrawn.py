@@ -29,11 +29,11 @@ def redrawn(runs: Mapping[str, Run], data: Any, count: int = 6) -> tuple[dict[st
     for name, run in runs.items():
         try:
             size, kept = run.config["img_size"], run.data["statistics"]
-            form = Format(**{key: kept[key] for key in ("in_chans", "low", "high", "mean", "std")})
+            form = Format.of(kept)
             learner = load(run.folder)
             if isinstance(learner, MaskedModel) and learner.masking is not None:
                 learner.masking.prepare(1.0, 0.5)  # of a schedule the ratio at the end, of a range the middle
-            pictures = Pictures(source, form, Views(), tuple(size), 0)
+            pictures = Pictures(source, form, Views(), tuple(size), 0, tile=run.config.get("tile"))
             ((x, _, names),) = pictures.still_batches(len(numbers), indices=numbers)
             sheet = Sheet.of(grid(learner, x, names, mean=form.mean, std=form.std))
         except (Refused, KeyError, TypeError) as error:

@@ -11,7 +11,7 @@ from PIL import Image
 from unmask import seeds
 from unmask.data.loader import Pictures
 from unmask.data.quarantine import BadSample
-from unmask.data.views import random_view, tiled
+from unmask.data.views import part, random_view
 from unmask.errors import Refused
 from unmask.visualize.pictures import Colours, Row, save, sheet, short_name
 
@@ -22,7 +22,7 @@ def crops(pictures: Pictures, index: int, epochs: int) -> torch.Tensor:
     views, flips = [], []
     for epoch in range(epochs):
         dice = seeds.dice(pictures.seed, "view", epoch, index)  # the order of the draws is the loader's
-        picture = tiled(pictures.source.picture(index), pictures.tile, dice)
+        picture = part(pictures.source.picture(index).under(known.window), pictures.tile, dice)
         views.append(random_view(picture, pictures.img_size, pictures.views, dice, known.in_chans, known.eight_bit))
         flips.append(dice.random() < pictures.views.flip)
     return pictures.finish({"images": torch.stack(views), "flip": torch.tensor(flips)}, "cpu")
