@@ -109,7 +109,7 @@ class Monitor:
         """Effective rank, spread and kNN of the pooled features of the still pictures."""
         x, labels = self.stills()
         pooled = [pool(self.trunk, part.to(self.device)) for part in x.split(64)]
-        name = "cls" if "cls" in pooled[0] else "avg"
+        name = self.learner.pooling if self.learner.pooling in pooled[0] else "avg"
         features = torch.cat([part[name] for part in pooled]).float().cpu()
         row: dict[str, Any] = {"rank": rank_me(features), "feature_std": feature_std(features)}
         if labels is None or labels.min() < 0 or len(labels.unique()) < 2 or len(labels) < 30:
