@@ -7,6 +7,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from unmask.methods.mae import MAE
+from unmask.methods.maskfeat import MaskFeat
 from unmask.methods.simmim import SimMIM
 from unmask.testing import (
     Case,
@@ -25,6 +26,8 @@ METHODS = {  # the method, its patch, views a sample, local views a sample
     "mae": (MAE(), 8, 1, 0),
     "mae, raw pixels, a moving ratio": (MAE(norm_pix=False, mask_ratio=".4-.8"), 4, 1, 0),
     "simmim": (SimMIM(cell=16, drop_path=0), 8, 1, 0),
+    "maskfeat": (MaskFeat(), 8, 1, 0),
+    "mae, HOG": (MAE(target="hog"), 8, 1, 0),
     "data2vec": (sketches.Data2Vec(), 4, 1, 0),
     "ijepa": (sketches.IJEPA(), 4, 1, 0),
     "ibot": (sketches.IBOT(), 4, 2, 3),

@@ -79,7 +79,7 @@ def spread(mask: Mask, size: tuple[int, ...]) -> Tensor:
 
 def closed(block: Any, x: Tensor, hidden: Tensor) -> Tensor:
     """timm's block on a map (B, H, W, C), where nobody looks at the places `hidden` (B, H, W); they look at themselves."""
-    B, H, W, C = x.shape
+    B, H, W, _ = x.shape
     (h, w), shift = block.window_size, block.shift_size
     back = [-step for step in shift]
 
