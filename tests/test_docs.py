@@ -76,6 +76,17 @@ def test_commands_are_understood(page, line, desk, monkeypatch):
             raise
 
 
+def test_the_page_of_methods_names_each():
+    """With the row of the table that the method itself carries."""
+    from unmask.methods import METHODS
+    from unmask.methods.statement import known
+
+    text = (ROOT / "docs" / "choosing-a-method.md").read_text(encoding="utf-8")
+    for name in METHODS:
+        row = known(name).row
+        assert f"| `{name}` | {row[1]} | {row[2]} | {row[3]} | {row[4]} |" in text, f"the row of {name} is: | `{name}` | {' | '.join(row[1:])} |"
+
+
 def test_there_are_commands_to_check():
     assert len(in_pages()) > 25
     with pytest.raises(Refused, match="epochs"):

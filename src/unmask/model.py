@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,14 @@ def first(x: Signal) -> Tensor:
 
 
 class Learner(nn.Module, ABC):
-    """What the loop trains. It knows no files and no devices; where it has an encoder, that is `.encoder`."""
+    """What the loop trains. It knows no files and no devices; where it has an encoder, that is `.encoder`.
+
+    `undecayed`: the last words of the names of parameters that do not decay, beside biases and other vectors. `pooling`: which
+    pooled feature tells what it learns, the class token (`"cls"`) or, where that is never asked, the mean of the patches (`"avg"`).
+    """
+
+    undecayed: tuple[str, ...] = ()
+    pooling: str = "cls"
 
     def draws(self, x: Signal) -> int:
         """How many uniform numbers a sample of `x` wants as noise."""
@@ -91,11 +98,20 @@ class MaskedModel(Learner):
     many masks a view (data2vec 2.0). Row (v·B + b)·K + k of a mask is the k-th of view v of sample b.
     """
 
-    def __init__(self, encoder: nn.Module, masking: Masking | None, objectives: dict[str, Objective], views: int = 1, masks: int = 1):
+    def __init__(
+        self,
+        encoder: nn.Module,
+        masking: Masking | None,
+        objectives: dict[str, Objective],
+        views: int = 1,
+        masks: int = 1,
+        undecayed: tuple[str, ...] = (),
+        pooling: Literal["cls", "avg"] = "cls",
+    ):
         super().__init__()
         self.encoder, self.masking = encoder, masking
         self.objectives = nn.ModuleDict(objectives)
-        self.views, self.masks = views, masks
+        self.views, self.masks, self.undecayed, self.pooling = views, masks, undecayed, pooling
 
     def draws(self, x):
         if self.masking is None:

@@ -1,4 +1,4 @@
-"""Six hard neighbours of MAE, in a few lines each, of the core's parts: proof that the walls stand where they should.
+"""Hard neighbours of MAE, in a few lines each, of the core's parts: proof that the walls stand where they should.
 
 They are sketches: small heads, fixed rates, no recipes. The real ones become files of `methods/`.
 """
@@ -14,14 +14,12 @@ from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_gather_tensor_autograd
 from torch.nn import functional as F
 
-from unmask import losses
-from unmask.decoders import Decoder, Linear, Transformer, patch_values
+from unmask.decoders import Decoder, Linear, Transformer
 from unmask.encoders.build import build
 from unmask.encoders.vit import ViT
 from unmask.mask import Mask
 from unmask.masking import Block, Masking, Random
-from unmask.model import MaskedModel, Objective, Predict, first
-from unmask.targets.pixels import Pixels
+from unmask.model import MaskedModel, Objective, first
 
 
 class Teacher(nn.Module):
@@ -43,23 +41,6 @@ class Teacher(nn.Module):
 
 def over_processes() -> bool:
     return torch.distributed.is_initialized()
-
-
-# ------------------------------------------------------------------------------------------------------------- SimMIM
-
-
-@dataclass(frozen=True)
-class SimMIM:
-    """Hide squares of 16 pixels behind a token, predict raw pixels with one linear layer."""
-
-    mask_ratio: float = 0.6
-    side: int = 16  # pixels; the paper's 32 at 192
-
-    def build(self, **trunk):
-        encoder = build(**trunk, masked="token")
-        masking = Random(self.mask_ratio, cell=tuple(self.side // side for side in encoder.patch))
-        decoder = Linear(encoder.width, patch_values(encoder.patch, encoder.in_chans))
-        return MaskedModel(encoder, masking, {"pixels": Predict(decoder, Pixels(encoder.patch, normalize=False), losses.l1)})
 
 
 # ----------------------------------------------------------------------------------------------------------- data2vec

@@ -5,8 +5,8 @@ import timm
 import torch
 
 from unmask import seeds
+from unmask.encoders.adapter import Adapter
 from unmask.encoders.build import build
-from unmask.encoders.vit import ViT
 from unmask.mask import Mask
 from unmask.testing import pictures
 
@@ -34,11 +34,12 @@ MODELS = [  # learned, fixed, rotary (axial, mixed, DINOv3's) and no absolute pl
     "vit_small_plus_patch16_dinov3",
     "vit_pe_core_tiny_patch16_384",
 ]
+FIXED = ["beit_base_patch16_224", "beitv2_base_patch16_224"]  # relative places, made for one size of input
 SIZE = {"patch_size": 8, "width": 48, "depth": 2, "heads": 3}
-ENCODERS = [pytest.param(model, masked, id=f"{model}-{masked}") for model in MODELS for masked in ("drop", "token")]
+ENCODERS = [pytest.param(model, masked, id=f"{model}-{masked}") for model in MODELS + FIXED for masked in ("drop", "token")]
 
 
-def make(model, masked="drop", img_size=(32, 48), in_chans=5, **more) -> ViT:
+def make(model, masked="drop", img_size=(32, 48), in_chans=5, **more) -> Adapter:
     """A tiny encoder whose every weight is redrawn: no norm is the identity, no table zero."""
     torch.manual_seed(0)
     if timm.__version__ < "1.0.30" and not timm.is_model(model):
@@ -122,7 +123,16 @@ def test_without_a_mask_equals_timm_to_the_last_bit(model, built):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", FIXED)
+def test_without_a_mask_equals_timm_at_the_size_it_was_built_for(model):
+    encoder, x = make(model, layers=(0,)), pictures(2, 5, (32, 48))
+    features = encoder(x)
+    assert torch.equal(torch.cat([features.prefix, features.patches], 1), encoder.trunk.forward_features(x))
+    assert torch.equal(features.layers[0], encoder.trunk.forward_intermediates(x, indices=[0], output_fmt="NLC", intermediates_only=True)[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model", MODELS + FIXED)
 def test_hidden_pixels_do_not_matter(model):
     x = pictures(2, 5, (32, 48))
     for masked in ("drop", "token"):
@@ -133,7 +143,7 @@ def test_hidden_pixels_do_not_matter(model):
 
 
 @pytest.mark.parametrize("masked", ["drop", "token"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", MODELS + FIXED)
 def test_every_parameter_is_trained_and_recomputing_changes_nothing(model, masked):
     encoder, x = make(model, masked), pictures(2, 5, (32, 48))
     mask, gradients = halves(x, (4, 6)), []

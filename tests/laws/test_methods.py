@@ -1,4 +1,4 @@
-"""The contract of a method: a new one joins by a row of `METHODS`. The six sketches stand for the neighbours to come."""
+"""The contract of a method: a new one joins by a row of `METHODS`. Sketches stand for the neighbours to come."""
 
 import pytest
 import sketches
@@ -7,6 +7,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from unmask.methods.mae import MAE
+from unmask.methods.maskfeat import MaskFeat
+from unmask.methods.simmim import SimMIM
 from unmask.testing import (
     Case,
     case_of,
@@ -23,7 +25,9 @@ from unmask.testing import (
 METHODS = {  # the method, its patch, views a sample, local views a sample
     "mae": (MAE(), 8, 1, 0),
     "mae, raw pixels, a moving ratio": (MAE(norm_pix=False, mask_ratio=".4-.8"), 4, 1, 0),
-    "simmim": (sketches.SimMIM(), 8, 1, 0),
+    "simmim": (SimMIM(cell=16, drop_path=0), 8, 1, 0),
+    "maskfeat": (MaskFeat(), 8, 1, 0),
+    "mae, HOG": (MAE(target="hog"), 8, 1, 0),
     "data2vec": (sketches.Data2Vec(), 4, 1, 0),
     "ijepa": (sketches.IJEPA(), 4, 1, 0),
     "ibot": (sketches.IBOT(), 4, 2, 3),

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from unmask import losses
+from unmask.targets.hog import HOG
 from unmask.targets.pixels import Pixels
 from unmask.testing import check_target, pictures
 
@@ -13,6 +14,8 @@ TARGETS = {  # the target, the pictures, how many patches they have, its loss
     "raw pixels, absolute": (Pixels((8, 4), normalize=False), pictures(5, 2, (32, 48)), 48, losses.l1),
     "normalised pixels of 13 bands": (Pixels((4, 4)), pictures(3, 13, (16, 8)), 8, losses.mse),
     "pixels of a clip": (Pixels((2, 4, 4)), pictures(2, 3, (8, 8)).unsqueeze(2).repeat(1, 1, 4, 1, 1) * torch.arange(1, 5).view(4, 1, 1), 8, losses.mse),
+    "histograms of gradients": (HOG((16, 16)), pictures(4, 3, (32, 48)), 6, losses.mse),
+    "histograms of gradients, one cell a patch, 13 bands": (HOG((4, 4)), pictures(2, 13, (16, 8)), 8, losses.mse),
     "pixels as half precision": (Pixels((8, 8)), pictures(4).bfloat16(), 16, losses.mse),
 }
 

@@ -6,18 +6,30 @@ import difflib
 from typing import Any, Literal
 
 import timm
+from timm.layers import DropPath
+from timm.models import beit
 from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from unmask.encoders.adapter import Adapter
+from unmask.encoders.beit import Beit
+from unmask.encoders.swin import Swin
 from unmask.encoders.vit import ViT
 from unmask.errors import Refused
 
-FAMILIES = {  # module of timm's constructor -> how the final norm is kept before the pool
+FAMILIES: dict[str, dict[str, Any]] = {  # module of timm's constructor -> how the final norm is kept before the pool; any size of input
     "timm.models.vision_transformer": {"fc_norm": False},
     "timm.models.deit": {"fc_norm": False},
     "timm.models.eva": {"use_fc_norm": False, "use_post_transformer_norm": True},
 }
+FIXED: dict[str, dict[str, Any]] = {  # families whose places are made for one size of input
+    # one table of relative places for all blocks, as every paper that pre-trains this network has it; timm's default is a table a block
+    "timm.models.beit": {"use_fc_norm": False, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True},
+    "timm.models.swin_transformer": {"drop_path_rate": 0.0},  # timm's .1 is for training with labels
+}
+KINDS = (VisionTransformer, Eva, beit.Beit, SwinTransformer)
 
 
 def create_trunk(
@@ -29,29 +41,32 @@ def create_trunk(
     depth: int | None = None,
     heads: int | None = None,
 ) -> nn.Module:
-    """The timm model without a head, at this input size; any other size is taken as well (`dynamic_img_size`).
+    """The timm model without a head, at this input size; plain transformers but Beit take any other size as well (`dynamic_img_size`).
 
     `width`, `depth` and `heads` replace the model's own. The arguments it was built with are kept in
     `trunk.unmask_kwargs`, so that an exported file can say them.
     """
     name = model.split(".")[0]
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models("*vit*") + timm.list_models("*eva*"), 1)
+        near = difflib.get_close_matches(name, timm.list_models("*vit*") + timm.list_models("*ei*") + timm.list_models("*eva*") + timm.list_models("swin*"), 1)
         raise Refused(f"no model '{model}' in timm {timm.__version__}" + (f": did you mean {near[0]}?" if near else ""))
     module = timm.model_entrypoint(name).__module__
-    if module not in FAMILIES:
-        raise Refused(f"--model {model} is no plain vision transformer (its file is {module}); choose a timm VisionTransformer or Eva: unmask models")
+    if module not in FAMILIES | FIXED:
+        raise Refused(f"--model {model} is no plain vision transformer (its file is {module}); choose a VisionTransformer, Eva, Beit or Swin of timm: unmask models")
+    if module == SwinTransformer.__module__ and (depth or heads):
+        raise Refused(f"--model {model} has stages: --depth and --heads do not fit it; --width is the width of its first stage")
     own = {"patch_size": patch_size, "embed_dim": width, "depth": depth, "num_heads": heads}
-    arguments = FAMILIES[module] | {"img_size": tuple(img_size), "in_chans": in_chans, "num_classes": 0, "dynamic_img_size": True}
+    arguments = {"img_size": tuple(img_size), "in_chans": in_chans, "num_classes": 0}
+    arguments |= FAMILIES[module] | {"dynamic_img_size": True} if module in FAMILIES else FIXED[module]
     arguments |= {name: value for name, value in own.items() if value is not None}
     try:
         trunk = timm.create_model(name, **arguments)
-        if trunk.attn_pool is not None:  # a pooling head that nothing would train
+        if module in FAMILIES and trunk.attn_pool is not None:  # a pooling head that nothing would train
             trunk = timm.create_model(name, **(arguments := arguments | {"global_pool": "avg"}))
     except (AssertionError, TypeError, RuntimeError, ValueError) as error:
         raise Refused(f"--model {model} cannot be built for {img_size[0]}x{img_size[1]} pictures: {error}") from None
-    if not isinstance(trunk, VisionTransformer | Eva) or type(trunk).__name__.endswith("Distilled"):
-        raise Refused(f"--model {model} is a {type(trunk).__name__}: choose a timm VisionTransformer or Eva: unmask models")
+    if not isinstance(trunk, KINDS) or type(trunk).__name__.endswith("Distilled"):
+        raise Refused(f"--model {model} is a {type(trunk).__name__}: choose a VisionTransformer, Eva, Beit or Swin of timm: unmask models")
     trunk.unmask_kwargs = {"model": name, **arguments}
     return trunk
 
@@ -64,18 +79,43 @@ def build(
     masked: Literal["drop", "token"] = "drop",
     layers: tuple[int, ...] = (),
     **sizes: Any,
-) -> ViT:
+) -> Adapter:
     """An encoder over the timm model of that name (or over a timm model, taken as it is); its trunk is `.trunk`.
 
     `sizes`: width, depth and heads, where they are not the model's own.
     """
     trunk = create_trunk(model, img_size, in_chans, patch_size, **sizes) if isinstance(model, str) else model
-    if not isinstance(trunk, VisionTransformer | Eva):
-        raise Refused(f"a {type(trunk).__name__} cannot be masked: give a timm VisionTransformer or Eva")
-    if not trunk.dynamic_img_size:
+    return adapted(trunk, masked, layers)
+
+
+def adapted(trunk: nn.Module, masked: Literal["drop", "token"] = "drop", layers: tuple[int, ...] = ()) -> Adapter:
+    """The adapter of a timm model's family."""
+    encoder: Adapter
+    if isinstance(trunk, beit.Beit):
+        encoder = Beit(trunk, masked, layers)
+    elif isinstance(trunk, SwinTransformer):
+        if layers:
+            raise Refused("a SwinTransformer keeps no inner layers of one size: give a plain vision transformer")
+        encoder = Swin(trunk, masked)
+    elif not isinstance(trunk, VisionTransformer | Eva):
+        raise Refused(f"a {type(trunk).__name__} cannot be masked: give a timm VisionTransformer, Eva, Beit or SwinTransformer")
+    elif not trunk.dynamic_img_size:
         raise Refused("build the timm model with dynamic_img_size=True, or its places ignore the size of the input")
-    sides = tuple(trunk.patch_embed.patch_size)
-    if any(side % patch for side, patch in zip(trunk.patch_embed.img_size, sides)):
-        height, width = trunk.patch_embed.img_size
-        raise Refused(f"--img_size {height} {width} is no multiple of the model's patch {sides[0]}: change it, or give --patch_size")
-    return ViT(trunk, masked=masked, layers=layers)
+    else:
+        encoder = ViT(trunk, masked, layers)
+    if any(side % patch for side, patch in zip(encoder.img_size, encoder.patch)):
+        (height, width), patch = encoder.img_size, encoder.patch[0]
+        said = "give --patch_size" if patch == trunk.patch_embed.patch_size[0] else "choose another --model"
+        raise Refused(f"--img_size {height} {width} is no multiple of the model's patch {patch}: change it, or {said}")
+    return encoder
+
+
+def drop_path(encoder: Adapter, rate: float) -> None:
+    """While training, leave out whole residual branches (Huang et al. 2016): with chance 0 in the first block, rising evenly to `rate` in the last.
+
+    It is no part of what the trunk is built from, so that an encoder that is handed on does not bring it along.
+    """
+    blocks = [block for name, block in encoder.trunk.named_modules() if name.rpartition(".")[0].endswith("blocks")]
+    for i, block in enumerate(blocks):
+        chance = rate * i / max(len(blocks) - 1, 1)
+        block.drop_path1, block.drop_path2 = (DropPath(chance) if chance else nn.Identity() for _ in range(2))

@@ -9,7 +9,7 @@ from pathlib import Path
 from unmask.errors import Refused
 from unmask.options import suggestion
 
-TRAINABLE = ("VisionTransformer", "Eva")  # the families that can be masked
+TRAINABLE = ("VisionTransformer", "Eva", "Beit", "SwinTransformer")  # the families that can be masked
 PATTERN = re.compile(r"^@register_model\s*\ndef (\w+)\([^)]*\)(?:\s*->\s*(\w+))?", re.MULTILINE)
 
 

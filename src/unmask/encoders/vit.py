@@ -13,30 +13,26 @@ from typing import Literal
 
 import torch
 from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from unmask.encoders.adapter import Adapter
 from unmask.encoders.features import Features
 from unmask.mask import Mask
-from unmask.patches import grid_of, sincos
+from unmask.patches import sincos
 
 
-class ViT(nn.Module):
+class ViT(Adapter):
     """`trunk` with masked patches dropped before the blocks (`"drop"`) or replaced by a learned token (`"token"`).
 
-    `layers` names the blocks whose outputs are kept, in the order of the blocks (negative numbers count from the end). `take` picks what is encoded
-    from the learner's input: a tensor, or the first entry of a dict.
+    `layers` names the blocks whose outputs are kept, in the order of the blocks (negative numbers count from the end).
     """
 
     def __init__(self, trunk: VisionTransformer | Eva, masked: Literal["drop", "token"] = "drop", layers: tuple[int, ...] = ()):
-        super().__init__()
-        self.trunk = trunk
-        self.hides = masked
+        super().__init__(trunk, masked, trunk.embed_dim)
         self.layers = tuple(layer % len(trunk.blocks) for layer in layers)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, trunk.embed_dim)) if masked == "token" else None
-        if self.mask_token is not None:
-            nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     @property
     def width(self) -> int:
@@ -45,22 +41,6 @@ class ViT(nn.Module):
     @property
     def patch(self) -> tuple[int, int]:
         return tuple(self.trunk.patch_embed.patch_size)
-
-    @property
-    def img_size(self) -> tuple[int, int]:
-        return tuple(self.trunk.patch_embed.img_size)
-
-    @property
-    def in_chans(self) -> int:
-        return self.trunk.patch_embed.proj.in_channels
-
-    def take(self, x: Tensor | dict[str, Tensor]) -> Tensor:
-        """The pictures (B, C, H, W) that this encoder looks at."""
-        return next(iter(x.values())) if isinstance(x, dict) else x
-
-    def grid(self, x: Tensor) -> tuple[int, ...]:
-        """Rows and columns of patches of `x` (B, C, H, W)."""
-        return grid_of(tuple(x.shape[2:]), self.patch)
 
     def forward(self, x: Tensor, mask: Mask | None = None) -> Features:
         x = self.trunk.patch_embed(x)  # (B, H, W, D): timm flattens after the places are added
@@ -96,9 +76,9 @@ class ViT(nn.Module):
         return x, layers
 
 
-def fix_places(trunk: VisionTransformer | Eva) -> None:
+def fix_places(trunk: nn.Module) -> None:
     """Replace learned absolute places by the fixed sine-cosine table (MAE, appendix A.1); without a table nothing changes."""
-    if trunk.pos_embed is None:
+    if isinstance(trunk, SwinTransformer) or trunk.pos_embed is None:
         return
     table = torch.zeros_like(trunk.pos_embed)
     rows = sincos(tuple(trunk.patch_embed.grid_size), trunk.embed_dim)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
+from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -108,7 +109,7 @@ def pool(model: Any, x: Tensor, layers: int = 1) -> dict[str, Tensor]:
     the last blocks' outputs, each through the final norm, are joined, oldest first (DINO, eval_linear.py). Networks that
     are no plain transformer give timm's own pooled output as `avg`.
     """
-    if not isinstance(model, VisionTransformer | Eva):
+    if not isinstance(model, VisionTransformer | Eva | Beit):
         return {"avg": model.forward_head(model.forward_features(x), pre_logits=True)}
     blocks: Any
     if layers == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import sys
@@ -11,7 +12,9 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.beit import Beit
 from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 
 from unmask import seeds
@@ -103,6 +106,10 @@ def resize(encoder: Encoder, img_size: tuple[int, int]) -> Encoder:
     img_size = (int(img_size[0]), int(img_size[1]))
     if img_size == tuple(encoder.img_size):
         return encoder
+    if isinstance(encoder.model, Beit | SwinTransformer):  # relative places and windows are made for one size: timm makes them anew
+        model = copy.deepcopy(encoder.model)
+        model.set_input_size(img_size=img_size)
+        return dataclasses.replace(encoder, model=model.requires_grad_(False), img_size=img_size, kwargs={**encoder.kwargs, "img_size": img_size})
     if not isinstance(encoder.model, VisionTransformer | Eva):
         return dataclasses.replace(encoder, img_size=img_size)
     if encoder.patch_size and any(side % patch for side, patch in zip(img_size, encoder.patch_size)):

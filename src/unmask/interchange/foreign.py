@@ -10,7 +10,7 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from unmask.encoders.build import FAMILIES
+from unmask.encoders.build import FAMILIES, FIXED
 from unmask.errors import Refused
 from unmask.interchange import huggingface
 from unmask.interchange.families import UNKNOWN, groups, shortly
@@ -181,14 +181,15 @@ def from_timm_folder(folder: Path) -> Encoder:
     if not timm.is_model(name):
         raise Refused(f"{folder} holds '{name}', which timm {timm.__version__} does not have")
     family = timm.model_entrypoint(name).__module__
-    if family not in FAMILIES:
-        raise Refused(f"{folder} holds timm's {name}: of folders this version opens VisionTransformer and Eva; timm:NAME takes the others")
+    if family not in FAMILIES | FIXED:
+        raise Refused(f"{folder} holds timm's {name}: of folders this version opens VisionTransformer, Eva, Beit and Swin; timm:NAME takes the others")
     state = read_folder(folder).state
     classifier = known.get("classifier") or "head"
     state = {key: value for key, value in state.items() if not key.startswith(f"{classifier}.")}
     channels, height, width = known["input_size"]
-    own = {} if "fc_norm.weight" in state else FAMILIES[family]
-    kwargs = own | {"dynamic_img_size": True, "in_chans": channels, "img_size": (height, width)} | tuples(config.get("model_args", {})) | {"num_classes": 0}
+    own = {"dynamic_img_size": True} if family in FAMILIES else {}
+    own |= {} if "fc_norm.weight" in state else FAMILIES.get(family, {})
+    kwargs = own | {"in_chans": channels, "img_size": (height, width)} | tuples(config.get("model_args", {})) | {"num_classes": 0}
     try:
         trunk = rebuild(name, kwargs)
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:

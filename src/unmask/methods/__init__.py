@@ -4,6 +4,8 @@ from __future__ import annotations
 
 METHODS: dict[str, str] = {
     "mae": "unmask/methods/mae.py:MAE",
+    "simmim": "unmask/methods/simmim.py:SimMIM",
+    "maskfeat": "unmask/methods/maskfeat.py:MaskFeat",
 }
 TRANSFERS: dict[str, str] = {  # ways to train an encoder further on labels: trained by the same loop, opened again by the same names
     "finetune": "unmask/transfer/finetune.py:Finetune",

@@ -15,6 +15,7 @@ from unmask.errors import Refused
 from unmask.masking import STRATEGIES, Block
 from unmask.model import MaskedModel, Predict
 from unmask.settings import Ratio, Train, Views
+from unmask.targets.hog import HOG
 from unmask.targets.pixels import Pixels
 
 
@@ -36,6 +37,7 @@ class MAE:
     mask_ratio: Ratio = Ratio(0.75, 0.75)  # share of patches hidden (section 4.1): number, range .6-.9, schedule .5:.75, or video audio images medical
     masking: Literal["random", "block", "grid"] = "random"  # which patches are hidden together (Figure 6)
     norm_pix: bool = True  # normalise each target patch by its own mean and standard deviation (section 3)
+    target: Literal["pixels", "hog"] = "pixels"  # what is predicted: pixels, or histograms of oriented gradients (MaskFeat's target)
     decoder_width: int | None = None  # paper: 512; not given: two thirds of the encoder's width below ViT-B
     decoder_depth: int | None = None  # paper: 8 blocks; not given: 4 below ViT-B
     decoder_heads: int | None = None  # paper: 16; not given: 32 columns a head
@@ -68,10 +70,12 @@ class MAE:
         if width % heads:
             raise Refused(f"decoder_heads {heads} does not divide the decoder's width {width}: change it, or give decoder_width")
         grid = tuple(side // patch for side, patch in zip(encoder.img_size, encoder.patch))
-        decoder = Transformer(encoder.width, patch_values(encoder.patch, encoder.in_chans), grid, width, self.decoder_depth or depth, heads)
+        hog = HOG(encoder.patch)
+        values = hog.values(encoder.in_chans) if self.target == "hog" else patch_values(encoder.patch, encoder.in_chans)
+        decoder = Transformer(encoder.width, values, grid, width, self.decoder_depth or depth, heads)
         mae_init(encoder)
         mae_init(decoder)
         fix_places(encoder.trunk)
-        predict = Predict(decoder, Pixels(encoder.patch, self.norm_pix), losses.mse)
+        predict = Predict(decoder, hog if self.target == "hog" else Pixels(encoder.patch, self.norm_pix), losses.mse)
         strategy = Block(self.mask_ratio, exact=True) if self.masking == "block" else STRATEGIES[self.masking](self.mask_ratio)
-        return MaskedModel(encoder, strategy, {"pixels": predict})  # dropping wants rows of equal length: blocks are filled up
+        return MaskedModel(encoder, strategy, {self.target: predict})  # dropping wants rows of equal length: blocks are filled up

@@ -15,9 +15,9 @@ Group = dict[str, Any]
 Factor = Callable[[float], float]  # progress of the run in [0, 1] -> what the learning rate is multiplied by
 
 
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """MAE's rule (timm 0.3.2, add_weight_decay): vectors and biases do not decay; class and mask tokens do."""
-    return parameter.dim() > 1 and not name.endswith(".bias")
+def decays(name: str, parameter: nn.Parameter, undecayed: Iterable[str] = ()) -> bool:
+    """MAE's rule (timm 0.3.2, add_weight_decay): vectors and biases do not decay; class and mask tokens do, unless `undecayed` names them."""
+    return parameter.dim() > 1 and not name.endswith(".bias") and name.rpartition(".")[2] not in undecayed
 
 
 def parameter_groups(learner: Learner, train: Train) -> tuple[list[Group], list[Factor | None]]:
@@ -29,7 +29,7 @@ def parameter_groups(learner: Learner, train: Train) -> tuple[list[Group], list[
     """
     own = learner.parameter_groups(train)
     if own is None:
-        own = by_decay(learner.named_parameters(), train.weight_decay)
+        own = by_decay(learner.named_parameters(), train.weight_decay, learner.undecayed)
     groups = [{"weight_decay": train.weight_decay} | group | {"params": list(group["params"])} for group in own]
     check_cover(learner, groups)
     factors = [_factor(group.pop("lr", None)) for group in groups]
@@ -43,12 +43,12 @@ def _factor(given: float | Factor | None) -> Factor | None:
     return lambda progress: scale
 
 
-def by_decay(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[Group]:
+def by_decay(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float, undecayed: Iterable[str] = ()) -> list[Group]:
     """Two groups: what decays, and what does not; an empty one is left out."""
     parts: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in named:
         if parameter.requires_grad:
-            parts[decays(name, parameter)].append(parameter)
+            parts[decays(name, parameter, undecayed)].append(parameter)
     return [{"params": parts[kind], "weight_decay": weight_decay if kind else 0.0} for kind in (True, False) if parts[kind]]
 
 

@@ -34,28 +34,35 @@ COLLAPSED, FALL = 1.5, 0.1  # effective rank, alone and beside its highest, unde
 
 
 def baselines(learner: Learner, x: Signal, mask: Mask) -> dict[str, float]:
-    """The loss of two answers that need no network, on these pictures under this mask.
+    """The loss of answers that need no network, on these pictures under this mask.
 
-    `patch_mean`: every number of a hidden patch is the patch's own mean (that is what per-patch normalising takes away, so
-    for normalised targets the answer is 0); `copy_nearest`: a hidden patch looks like the nearest visible one. Empty where
-    the learner predicts no pixels.
+    Of normalised pixels `patch_mean`: every number of a hidden patch is the patch's own mean, which normalising takes away, so the
+    answer is 0. Of any other target `best_constant`: the best answer that is the same everywhere. Of pixels also `copy_nearest`: a
+    hidden patch looks like the nearest visible one. Empty where no target is predicted.
     """
-    part = learner.objectives["pixels"] if isinstance(learner, MaskedModel) and "pixels" in learner.objectives else None
-    if not isinstance(part, Predict) or not isinstance(part.target, Pixels):
+    parts = dict(learner.objectives.items()) if isinstance(learner, MaskedModel) else {}
+    part = next((part for part in parts.values() if isinstance(part, Predict)), None)
+    if part is None:
         return {}
     if len(first(x)) == len(mask.masked_ids):  # as many pictures as their distances take little memory
-        few = max(1, PAIRS // (mask.masked_ids.shape[1] * mask.visible_ids.shape[1]))
+        few = max(1, PAIRS // (mask.masked_ids.shape[1] * max(mask.visible_ids.shape[1], 1)))
         x, mask = first(x)[:few], mask.rows(torch.arange(min(few, len(mask.masked_ids)), device=mask.masked_ids.device))
-    every = part.target(first(x))  # (B, N, values)
-    truth = mask.masked(every)  # (B, M, values)
-    means = torch.zeros_like(truth) if part.target.normalize else truth.mean(-1, keepdim=True).expand_as(truth)
-    places = torch.cartesian_prod(*(torch.arange(side, device=truth.device, dtype=torch.float32) for side in mask.grid))  # (N, axes)
-    distance = torch.cdist(places[mask.masked_ids], places[mask.visible_ids])  # (B, M, V)
-    nearest = mask.visible_ids.gather(1, distance.argmin(-1))  # (B, M)
-    copies = every.gather(1, nearest.unsqueeze(-1).expand_as(truth))
+    every = part.target(first(x))  # (B, N, …)
+    truth = mask.masked(every)  # (B, M, …)
     weight = torch.ones_like(mask.masked_ids, dtype=torch.float32) if mask.weight is None else mask.weight
     total = weight.sum().clamp(min=1e-12)  # of this process alone: the others do not measure
-    return {name: ((part.loss(answer, truth) * weight).sum() / total).item() for name, answer in (("patch_mean", means), ("copy_nearest", copies))}
+    found: dict[str, float] = {}
+    if isinstance(part.target, Pixels) and part.target.normalize:
+        found["patch_mean"] = ((part.loss(torch.zeros_like(truth), truth) * weight).sum() / total).item()
+    elif bool((weight > 0).any()):
+        found["best_constant"] = part.target.baseline(truth[weight > 0].unsqueeze(0), part.loss).item()
+    if isinstance(part.target, Pixels):
+        places = torch.cartesian_prod(*(torch.arange(side, device=truth.device, dtype=torch.float32) for side in mask.grid))  # (N, axes)
+        distance = torch.cdist(places[mask.masked_ids], places[mask.visible_ids])  # (B, M, V)
+        nearest = mask.visible_ids.gather(1, distance.argmin(-1))  # (B, M)
+        copies = mask.fold(every).gather(1, nearest.unsqueeze(-1).expand_as(truth))
+        found["copy_nearest"] = ((part.loss(copies, truth) * weight).sum() / total).item()
+    return found
 
 
 class Monitor:
@@ -109,7 +116,7 @@ class Monitor:
         """Effective rank, spread and kNN of the pooled features of the still pictures."""
         x, labels = self.stills()
         pooled = [pool(self.trunk, part.to(self.device)) for part in x.split(64)]
-        name = "cls" if "cls" in pooled[0] else "avg"
+        name = self.learner.pooling if self.learner.pooling in pooled[0] else "avg"
         features = torch.cat([part[name] for part in pooled]).float().cpu()
         row: dict[str, Any] = {"rank": rank_me(features), "feature_std": feature_std(features)}
         if labels is None or labels.min() < 0 or len(labels.unique()) < 2 or len(labels) < 30:

@@ -31,6 +31,7 @@ from unmask.training.task import Feed
 CPU_SAMPLES = 200_000  # pictures seen in a run on a CPU: where kNN of a small MAE on CIFAR-10 is clearly above the random encoder's
 CPU_TIME = 3600.0  # seconds that a run on a CPU takes at most, where nobody said how long
 GPU_SAMPLES = 4_000_000  # pictures seen in a run on a GPU: 400 epochs of ten thousand
+MERGED = 8  # patches a side that a stage-wise network (Swin) merges into one feature
 CPU_DEPTH = 6  # blocks of the network on a CPU: half of ViT-Tiny's, which sees twice the pictures in the same time
 SHORT = 20_000  # optimiser steps below which the paper's rate, made for hundreds of thousands, hardly moves the weights
 SHORT_RATE = 2e-3  # learning rate per 256 pictures for such runs (benchmarks/quality.py)
@@ -102,7 +103,8 @@ def network(recipe: Recipe, format: Format, device: str) -> tuple[Any, list[str]
     own = re.search(r"_patch(\d+)", trunk.model or "")
     if trunk.img_size is None:
         patch = trunk.patch_size or (int(own[1]) if own else None) or patch_for(min(short, most))
-        side = max(patch * 4, min(short, most if trunk.model is None else 224) // patch * patch)
+        patch *= MERGED if (trunk.model or "").startswith("swin") else 1
+        side = max(patch * 4 if patch <= 16 else patch * 2, min(short, most if trunk.model is None else 224) // patch * patch)
         trunk = replace(trunk, img_size=(side, side))
         said.append(f"img_size {side}: the pictures are about {short} px" + (", and less is fast enough for a CPU" if side < short and device == "cpu" else ""))
     if trunk.model is None:

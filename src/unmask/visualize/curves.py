@@ -42,7 +42,7 @@ LOSS = Chart(
     "loss",
     "Loss",
     "Lower is better; the dashed lines need no network.",
-    (("patch_mean", "patch mean"), ("copy_nearest", "copy the nearest")),
+    (("patch_mean", "patch mean"), ("copy_nearest", "copy the nearest"), ("best_constant", "best constant")),
     steep=True,
 )
 LARGEST = (("majority", "always the largest class"),)

@@ -9,7 +9,11 @@ from typing import Any, Literal
 from unmask.run.records import METRICS, Figure, Rows, Run, column, number, said
 
 Mark = Literal["good", "bad", "open", "note"]
-BASELINES = (("patch_mean", "filling each hidden patch with its own mean"), ("copy_nearest", "copying the nearest visible patch"))
+BASELINES = (
+    ("patch_mean", "filling each hidden patch with its own mean"),
+    ("copy_nearest", "copying the nearest visible patch"),
+    ("best_constant", "the best answer that is the same everywhere"),
+)
 SAME = ("n_train", "n_val", "val", "img_size", "classes", "metric", "shots", "share")  # what must agree before two measurements are compared
 HARDLY = 0.05  # of a baseline: a loss that is less than this below it has only begun to fall
 

@@ -1,0 +1,36 @@
+"""Initial values of the papers' own code, where they are not timm's; MAE's stand in `vit.py`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from unmask.encoders.adapter import Adapter
+
+TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed")
+
+
+def beit_init(encoder: Adapter, std: float = 0.02) -> None:
+    """BEiT's initial values (modeling_pretrain.py), which SimMIM, data2vec, BEiT v2 and EVA took over.
+
+    Everything but biases, norms, bias tables and layer scales is normal, *cut at one standard deviation* (so .0108 where .02 is
+    said), patch convolution and tokens too; the layers that end a branch of block i (from 1) are divided by √(2i).
+    """
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(layer.weight, std=std, a=-std, b=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.LayerNorm) and layer.elementwise_affine:
+            nn.init.ones_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    for name, token in encoder.named_parameters():
+        if name.rpartition(".")[2] in TOKENS:
+            nn.init.trunc_normal_(token, std=std, a=-std, b=std)
+    with torch.no_grad():
+        for i, block in enumerate(encoder.trunk.blocks):
+            block.attn.proj.weight.div_(math.sqrt(2 * (i + 1)))
+            block.mlp.fc2.weight.div_(math.sqrt(2 * (i + 1)))
