@@ -8,8 +8,9 @@ from typing import Literal
 
 import pytest
 
+from unmask.cli import help_text
 from unmask.errors import Refused
-from unmask.options import Group, check, dump, help_text, layered, load, parse
+from unmask.options import Group, check, dump, layered, load, parse
 from unmask.settings import Input, Ratio, Train, Trunk, Views
 
 

@@ -5,12 +5,13 @@ Exit status: 0 done, 1 failed, 2 wrong usage or an input refused before the firs
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from unmask import __version__, api
 from unmask.commands import COMMANDS, RUN, SEVERAL, Said, describe
 from unmask.errors import Refused, UnmaskError
 from unmask.methods import METHODS, TRANSFERS, place
-from unmask.options import Group, help_text, load, parse, suggestion
+from unmask.options import Group, load, parse, suggestion
 from unmask.recipe import groups_of
 
 EXAMPLE = """
@@ -206,6 +207,29 @@ def command_help(name: str, words: list[str]) -> str:
         said += "\n\n" + (describe(method) if method else f"METHOD is one of: {', '.join(METHODS)}; `unmask pretrain METHOD --help` adds its own settings.")
     usage = f"unmask {name} {method + ' [DATA]' if method else command.places} [--option value …]"
     return help_text(usage, said, groups(name, [word for word in words if word not in ("--help", "-h")]))
+
+
+def help_text(usage: str, says: str, groups: Iterable[Group]) -> str:
+    """The help of one command: every option with its comment and its default."""
+    parser = argparse.ArgumentParser(prog="unmask", usage=usage, description=says, add_help=False, formatter_class=_wide)
+    for group in groups:
+        place, comments = parser.add_argument_group(group.title), group.comments()
+        for option in group.options().values():
+            written = f"--[no-]{option.name}" if option.flag else f"--{option.name}"
+            words: dict[str, Any] = {"action": "store_true"} if option.flag else {"metavar": option.metavar}
+            place.add_argument(written, dest=option.name, help=f"{comments[option.name]}{_shown(option.default)}".replace("%", "%%"), **words)
+    return parser.format_help()
+
+
+def _shown(default: Any) -> str:
+    """A default as the help says it."""
+    if default is None or isinstance(default, bool):
+        return {None: "", True: " [on]", False: " [off]"}[default]
+    return f" [{' '.join(f'{p:g}' if isinstance(p, float) else str(p) for p in (default if isinstance(default, tuple) else (default,)))}]"
+
+
+def _wide(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=34)  # room for our longer names
 
 
 if __name__ == "__main__":

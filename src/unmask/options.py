@@ -278,26 +278,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Ratio):
         return value.first if value.moves == "never" else str(value)
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def help_text(usage: str, says: str, groups: Iterable[Group]) -> str:
-    """The help of one command: every option with its comment and its default."""
-    parser = argparse.ArgumentParser(prog="unmask", usage=usage, description=says, add_help=False, formatter_class=_wide)
-    for group in groups:
-        place, comments = parser.add_argument_group(group.title), group.comments()
-        for option in group.options().values():
-            written = f"--[no-]{option.name}" if option.flag else f"--{option.name}"
-            words: dict[str, Any] = {"action": "store_true"} if option.flag else {"metavar": option.metavar}
-            place.add_argument(written, dest=option.name, help=f"{comments[option.name]}{_shown(option.default)}".replace("%", "%%"), **words)
-    return parser.format_help()
-
-
-def _shown(default: Any) -> str:
-    """A default as the help says it."""
-    if default is None or isinstance(default, bool):
-        return {None: "", True: " [on]", False: " [off]"}[default]
-    return f" [{' '.join(f'{p:g}' if isinstance(p, float) else str(p) for p in (default if isinstance(default, tuple) else (default,)))}]"
-
-
-def _wide(prog: str) -> argparse.HelpFormatter:
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=34)  # room for our longer names

@@ -148,6 +148,7 @@ class Labelled:
     task: Literal["auto", "classes", "tags", "numbers"] = "auto"  # one class a picture, several tags, or quantities; auto: told from the values, and said
 
 
+@dataclass(frozen=True)
 class Start:
     """Which encoder is trained further, on which input."""
 
