@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unmask import api, settings
-from unmask.api import asked, give, measure, see
+from unmask.api import asked, give, measure, see, transfer
 from unmask.api.compare import Compare
 from unmask.api.neighbours import Search
 from unmask.encoders import names
@@ -113,6 +113,8 @@ COMMANDS = {
     "evaluate knn": Command("ENCODER DATA", "are pictures of a class near each other? (no training)", api.evaluate, (*MEASURE, measure.Neighbours), "knn"),
     "evaluate linear": Command("ENCODER DATA", "can a linear map tell the classes from frozen features?", api.evaluate, (*MEASURE, measure.Linear), "linear"),
     "evaluate layers": Command("ENCODER DATA", "which block's output tells most? A probe of each", api.evaluate, (*MEASURE, measure.Layers), "layers"),
+    "evaluate attentive": Command("[ENCODER] [DATA]", "train a head that learns where to look on the frozen encoder (a run)", api.evaluate, (Run,), "attentive"),
+    "evaluate lowshot": Command("ENCODER DATA", "learn from a few pictures of each class, several times", api.evaluate, (*MEASURE, transfer.Lowshot), "lowshot"),
     "evaluate finetune": Command("[ENCODER] [DATA]", "train an encoder further on labels, whole or its last blocks (a run)", api.evaluate, (Run,), "finetune"),
     "compare": Command("DATA ENCODER…", "which encoder is better here? one protocol for all, with intervals and a verdict in words", api.compare, (Compare, asked.Look)),
     "reconstruct": Command("RUN IMAGES…", "draw what the network imagines behind the mask", api.reconstruct, (see.Reconstruct,)),

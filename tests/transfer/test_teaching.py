@@ -9,7 +9,6 @@ import signal
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -20,36 +19,9 @@ from unmask import api, cli
 from unmask.errors import Refused
 from unmask.interchange.encoder import load_encoder
 
-SMALL = {"model": "vit_tiny_patch16_224", "width": 32, "depth": 2, "heads": 2, "patch_size": 8, "img_size": (32, 32)}
 QUICK = {"batch_size": 8, "accelerator": "cpu", "workers": 0, "steps": 12, "seed": 3, "monitor_every": 6, "mixup": 0.8, "cutmix": 1.0, "drop_path": 0.1, "lr": 1e-3}
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["unmask.training.start", "unmask.transfer.teaching", "unmask.visualize.report", "lightning_fabric"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """Smooth pictures whose colour tells the class."""
-    path = tmp_path_factory.mktemp("data") / "x.npz"
-    dice, labels = np.random.default_rng(0), np.arange(80) % 4
-    smooth = np.cumsum(np.cumsum(dice.normal(size=(80, 32, 32, 3)), 1), 2)
-    low, high = smooth.min((1, 2, 3), keepdims=True), smooth.max((1, 2, 3), keepdims=True)
-    tint = np.array([[1, 0.3, 0.3], [0.3, 1, 0.3], [0.3, 0.3, 1], [1, 1, 0.2]])[labels][:, None, None, :]
-    np.savez(path, images=((smooth - low) / (high - low) * 255 * tint).astype(np.uint8), labels=labels)
-    return path
-
-
-@pytest.fixture(scope="module")
-def encoder(data, tmp_path_factory) -> Path:
-    run = tmp_path_factory.mktemp("encoder") / "run"
-    return api.pretrain("mae", str(data), run, **SMALL, steps=4, batch_size=8, accelerator="cpu", workers=0, **{"method.decoder_width": 32, "method.decoder_depth": 1})
 
 
 def finetune(encoder, data: Path, out: Path, **more) -> dict:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from unmask.api.asked import Look, check_data, settings_of, sight_of
-from unmask.api.transfer import teach
+from unmask.api.transfer import Lowshot, several, teach
 from unmask.errors import Refused
 from unmask.interchange.naming import identify
 from unmask.methods import TRANSFERS
@@ -73,11 +73,12 @@ PROTOCOLS = {  # the settings of each, and the file whose `measure(protocol, enc
     "knn": (Neighbours, "unmask.evaluation.measure"),
     "linear": (Linear, "unmask.evaluation.measure"),
     "layers": (Layers, "unmask.evaluation.layers"),
+    "lowshot": (Lowshot, "unmask.transfer.lowshot"),
 }
 
 
 def evaluate(protocol: str, encoder: str | Path, data: Any, **settings: Any) -> dict[str, Any]:
-    """Measure an encoder on labelled pictures by `knn`, `linear`, `layers` or, training it further, `finetune`; a run also keeps the figures."""
+    """Measure an encoder on labelled pictures by `knn`, `linear`, `layers`, `lowshot` or, training it further, `finetune` or `attentive`; a run also keeps the figures."""
     if protocol in TRANSFERS:
         return teach(protocol, encoder, data, **settings)
     if protocol not in PROTOCOLS:
@@ -91,10 +92,14 @@ def evaluate(protocol: str, encoder: str | Path, data: Any, **settings: Any) -> 
 
     from unmask.evaluation.metrics import shown
 
-    measure = import_module(place).measure
-    opened, pictures, sight = sight_of(encoder, data, look, asked)
-    val = sight_of(encoder, asked.val, look, asked, opened)[1] if asked.val is not None else None
-    row = measure(protocol, opened, pictures, val, name=str(data), seed=look.seed, **sight, **vars(how))
+    if isinstance(how, Lowshot) and how.finetune:
+        own_words = {field.name for field in fields(Lowshot)}
+        row = several(encoder, data, how, **{name: value for name, value in settings.items() if name not in own_words})
+    else:
+        measure = import_module(place).measure
+        opened, pictures, sight = sight_of(encoder, data, look, asked)
+        val = sight_of(encoder, asked.val, look, asked, opened)[1] if asked.val is not None else None
+        row = measure(protocol, opened, pictures, val, name=str(data), seed=look.seed, **sight, **vars(how))
     row = {"encoder": str(encoder), "random": look.random, **row}
     if (Path(encoder) / "config.yaml").is_file():
         from unmask.run.folder import RunFolder

@@ -9,6 +9,7 @@ METHODS: dict[str, str] = {
 }
 TRANSFERS: dict[str, str] = {  # ways to train an encoder further on labels: trained by the same loop, opened again by the same names
     "finetune": "unmask/transfer/finetune.py:Finetune",
+    "attentive": "unmask/transfer/attentive.py:Attentive",
 }
 TASKS: dict[str, str] = {  # what kind of run the loop makes of either
     "pretraining": "unmask/training/pretraining.py:Pretraining",

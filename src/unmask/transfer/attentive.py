@@ -1,76 +1,49 @@
-"""A pooling that learns where to look: one query asks all tokens of a picture.
-
-Source: V-JEPA, src/models/attentive_pooler.py (Bardes et al. 2024, arXiv:2404.08471); golden vectors `attentive_probe*`.
-"""
+"""The attentive probe: the encoder stays frozen, a head that learns where to look is trained on its tokens."""
 
 from __future__ import annotations
 
-import torch
-from timm.layers import Mlp
-from timm.models.vision_transformer import Block
-from torch import Tensor, nn
-from torch.nn import functional as F
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-EPS = 1e-5  # of every LayerNorm here
-
-
-class Asking(nn.Module):
-    """Queries (B, Q, D) ask tokens (B, N, D): multi-head attention without a map of the answer (the official code owns one and never uses it)."""
-
-    def __init__(self, width: int, heads: int, bias: bool = True):
-        super().__init__()
-        if width % heads:
-            raise ValueError(f"{heads} heads do not divide a width of {width}")
-        self.heads = heads
-        self.q, self.kv = nn.Linear(width, width, bias=bias), nn.Linear(width, 2 * width, bias=bias)
-
-    def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
-        B, Q, D = query.shape
-        q = self.q(query).reshape(B, Q, self.heads, -1).transpose(1, 2)  # (B, heads, Q, d)
-        k, v = self.kv(tokens).reshape(B, tokens.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, N, d) each
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, Q, D)
+from unmask.settings import Train, Views, within
+from unmask.transfer.classifier import Classifier
 
 
-class AttentivePool(nn.Module):
-    """Tokens (B, N, D) -> one vector a picture (B, D).
+@dataclass(frozen=True)
+class Attentive:
+    """Freeze the encoder, and train one query that asks all its tokens, and a linear head on the answer.
 
-    `complete`: the query is added to what it learnt, and an MLP follows; only keys and values are normalised. Else the answer is
-    taken as it is. `depth` - 1 ordinary blocks follow, on that one token.
+    What a class token or a mean of patches hides may still be in the tokens: encoders that were never trained to put a picture into
+    one vector (MAE, I-JEPA) are judged more fairly so. The numbers are those of V-JEPA's evaluation (configs/evals/vitl16_in1k.yaml,
+    evals/image_classification_frozen/eval.py), whose AutoAugment and random erasing are left out: crop and flip only.
     """
 
-    def __init__(self, width: int, heads: int, depth: int = 1, mlp_ratio: float = 4.0, bias: bool = True, complete: bool = True):
-        super().__init__()
-        self.query = nn.Parameter(torch.zeros(1, 1, width))
-        self.asking = Asking(width, heads, bias)
-        self.norm1 = nn.LayerNorm(width, eps=EPS) if complete else None
-        self.norm2 = nn.LayerNorm(width, eps=EPS) if complete else None
-        self.mlp = Mlp(width, int(width * mlp_ratio)) if complete else None
-        norm = nn.LayerNorm  # its own eps is EPS
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, qkv_bias=bias, norm_layer=norm) for _ in range(depth - 1))
-        self.start()
+    sentence = "freeze the encoder; one learned query asks all tokens, a linear head answers"
+    source = "Bardes et al. 2024, arXiv:2404.08471"
+    paper = Train(epochs=20, batch_size=1024, lr=1e-3, min_lr=0.0, warmup_epochs=0, weight_decay=1e-3, weight_decay_end=1e-6, betas=(0.9, 0.999), clip=1.0)
+    views = Views(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, interpolation="bicubic")
 
-    def start(self) -> None:
-        """Initial values: normal .02 everywhere, biases 0, what is added to a residual divided by √(2 · its block)."""
-        nn.init.trunc_normal_(self.query, std=0.02)
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-        with torch.no_grad():
-            if self.mlp is not None:
-                self.mlp.fc2.weight.div_(2.0**0.5)
-            for i, block in enumerate(self.blocks, start=2):
-                block.attn.proj.weight.div_((2.0 * i) ** 0.5)
-                block.mlp.fc2.weight.div_((2.0 * i) ** 0.5)
+    pool_heads: int | None = None  # attention heads of the query; not given: the encoder's own
+    pool_depth: int = 1  # 1: the query asks once; each further one is an ordinary block on its answer
+    ema: float | None = None  # also keep a moving average of the weights that forgets this slowly: .9999; not given: none
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        query = self.query.expand(len(tokens), -1, -1)  # (B, 1, D)
-        if self.norm1 is None or self.norm2 is None or self.mlp is None:
-            x = self.asking(query, tokens)
-        else:
-            x = query + self.asking(query, self.norm1(tokens))
-            x = x + self.mlp(self.norm2(x))
-        for block in self.blocks:
-            x = block(x)
-        return x[:, 0]  # (B, D)
+    def __post_init__(self):
+        within(self, "pool_heads pool_depth", 1)
+        within(self, "ema", 0, 1)
+        if self.ema == 1:
+            raise ValueError("ema must be less than 1, got 1")
+
+    def build(
+        self,
+        model: str,
+        kwargs: Mapping[str, Any],
+        img_size: tuple[int, int],
+        names: Sequence[str],
+        kind: Literal["classes", "tags", "numbers"] = "classes",
+        moments: tuple[Sequence[float], Sequence[float]] | None = None,
+    ) -> Classifier:
+        """A fresh learner over the timm network `model` built with `kwargs`; `names`: of the classes, tags or numbers (with their `moments`)."""
+        pool = {"depth": self.pool_depth} | ({"heads": self.pool_heads} if self.pool_heads else {})
+        form: dict[str, Any] = {"pooling": "attentive", "pool": pool, "last_blocks": 0, "head_std": 0.02, "ema": self.ema}
+        return Classifier(model, {**kwargs, "img_size": tuple(img_size)}, kind=kind, count=len(names), moments=moments, **form)

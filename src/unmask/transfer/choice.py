@@ -20,8 +20,10 @@ LONG = 50  # epochs from which mixing and heavy distortion pay
 SHORT = 10  # epochs below which a network learns most without any of it
 
 
-def by_width(width: int) -> dict[str, float]:
-    """What the paper sets for a network of this width."""
+def published(recipe: Recipe, width: int) -> dict[str, Any]:
+    """What the paper sets for a network of this width; of a frozen one the same for all."""
+    if recipe.name != "finetune":
+        return {"epochs": recipe.method.paper.epochs}
     return next(numbers for limit, numbers in PAPER.items() if width <= limit)
 
 
@@ -30,20 +32,20 @@ def choose(recipe: Recipe, count: int, width: int) -> tuple[Recipe, list[str]]:
     device, line = plan.accelerator(recipe.train.accelerator)
     said = [line]
     train: Any = recipe.train
-    paper, method = by_width(width), recipe.method
-    own = {name: paper[name] for name in ("layer_decay", "drop_path") if getattr(method, name, 0) is None and name not in recipe.given}
-    if "batch_size" not in recipe.given and not recipe.trunk.paper:
+    paper, method, given = published(recipe, width), recipe.method, recipe.given
+    own = {name: paper[name] for name in ("layer_decay", "drop_path") if vars(method).get(name, 0) is None}
+    if "batch_size" not in given and not recipe.trunk.paper:
         fits = 2 ** int(math.log2(max(16, count // 16)))
         train = replace(train, batch_size=batch_for(fits, train, device))
         said.append(f"batch_size {train.batch_size}: for {count:,} pictures (the paper: {recipe.method.paper.batch_size})")
-    if not recipe.given & {"epochs", "steps", "time"}:
+    if not given & {"epochs", "steps", "time"}:
         epochs = paper["epochs"] if recipe.trunk.paper else float(max(5, min(100, round(SEEN["cpu" if device == "cpu" else "gpu"] / count))))
-        train = replace(train, epochs=epochs)
+        train, given = replace(train, epochs=epochs), given | ({"epochs"} if recipe.trunk.paper else set())
         said.append(f"epochs {epochs:g}: " + ("the paper's for this width" if recipe.trunk.paper else f"{epochs * count:,.0f} pictures seen"))
     if train.time is None:
         train = plan.fixed(train, count)
     share(train.batch_size or 1, train.accumulate, train.devices * train.nodes)
-    if not recipe.given & {"lr", "base_lr"}:
+    if "base_lr" in paper and not given & {"lr", "base_lr"}:
         train = replace(train, base_lr=paper["base_lr"])
     chosen, line = plan.precision(train, device)
     said.append(line)
@@ -53,7 +55,7 @@ def choose(recipe: Recipe, count: int, width: int) -> tuple[Recipe, list[str]]:
         reading = replace(reading, workers=workers)
         said.append(f"workers {workers}: {plan.cores()} cores")
     train = replace(train, accelerator=device, precision=chosen)
-    return replace(recipe, train=train, method=replace(method, **own), input=reading), said
+    return replace(recipe, train=train, method=replace(method, **own), input=reading, given=given), said
 
 
 def batch_for(fits: int, train: Any, device: str) -> int:
@@ -62,19 +64,25 @@ def batch_for(fits: int, train: Any, device: str) -> int:
     return -(-max(16, min(fits, 64 if device == "cpu" else 1024)) // parts) * parts
 
 
-def strength(recipe: Recipe, count: int, undistorted: str = "") -> tuple[Recipe, list[str]]:
-    """How much the pictures are changed: by the length of the run. `undistorted`: why the pictures cannot be distorted, where they cannot."""
-    method, said = recipe.method, []
+def strength(recipe: Recipe, count: int, kind: str, undistorted: str = "") -> tuple[Recipe, list[str]]:
+    """How much the pictures are changed: by the length of the run, and by what is asked of them.
+
+    `undistorted`: why pictures such as these cannot be distorted, where they cannot.
+    """
+    method, said = recipe.method, list[str]()
     epochs = (recipe.train.steps or 1) * (recipe.train.batch_size or 1) / count
-    wanted: dict[str, Any] = {}
-    if undistorted:
-        wanted |= {"randaugment": 0.0, "colour": 0.0}
-        said.append(f"randaugment 0: {undistorted}")
+    off: dict[str, str] = {}  # setting -> why it is 0
     if not recipe.trunk.paper and epochs < LONG:
-        gentle = {"mixup": 0.0, "cutmix": 0.0} | ({"drop_path": 0.0, "randaugment": 0.0, "erasing": 0.0} if epochs < SHORT else {})
-        gentle = {name: value for name, value in gentle.items() if name not in recipe.given and getattr(method, name) != value}
-        if gentle:
-            wanted = gentle | wanted
-            why = f"{epochs:.3g} epochs are too few to learn from pictures that are {'changed so much' if epochs < SHORT else 'mixed'}"
-            said.append(f"{', '.join(f'{name} 0' for name in gentle)}: {why} (--paper keeps them)")
-    return replace(recipe, method=replace(method, **wanted)), said
+        off |= dict.fromkeys(("mixup", "cutmix"), f"{epochs:.3g} epochs are too few to learn from mixed pictures (--paper keeps them)")
+    if not recipe.trunk.paper and epochs < SHORT:
+        off |= dict.fromkeys(("drop_path", "randaugment", "erasing"), f"{epochs:.3g} epochs are too few to learn from pictures so changed (--paper keeps them)")
+    if kind == "numbers":
+        off |= dict.fromkeys(("mixup", "cutmix"), "a mixture of two pictures does not have the mean of their numbers")
+    if kind != "classes":
+        off |= {"smoothing": f"it is made for classes, and these are {kind}"}
+    off = {name: why for name, why in off.items() if name not in recipe.given}
+    off |= dict.fromkeys(("randaugment", "colour"), undistorted) if undistorted else {}
+    off = {name: why for name, why in off.items() if vars(method).get(name)}
+    for why in dict.fromkeys(off.values()):
+        said.append(f"{', '.join(f'{name} 0' for name in off if off[name] == why)}: {why}")
+    return replace(recipe, method=replace(method, **dict.fromkeys(off, 0.0))), said

@@ -18,8 +18,8 @@ from unmask.model import Learner
 from unmask.optim.groups import by_layer
 from unmask.settings import Train
 from unmask.transfer.answers import Answers, Kind
-from unmask.transfer.attentive import AttentivePool
 from unmask.transfer.mixing import Erasing, Mixing
+from unmask.transfer.pooling import AttentivePool
 
 HEAD_STD = 2e-5  # of the head's weights at the start: its first answers are all alike (MAE, main_finetune.py)
 FRESH_NORM = {  # the final norm moves behind the mean of the patches and starts afresh (MAE, models_vit.py)

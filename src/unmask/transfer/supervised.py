@@ -50,12 +50,6 @@ class Supervised:
         """`images` (b, C, H, W), normalised, and `labels`: (b,) class numbers or (b, K) tags or numbers, NaN where unknown."""
         return {"images": self.pictures.finish(batch, device), "labels": self.truth[batch["index"]].to(device, non_blocking=True)}
 
-    def still(self, rows: Sequence[int], batch_size: int = 64, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pictures to judge by (b, C, H, W), normalised, and their labels; unreadable ones are left out."""
-        for x, labels, _ in self.judging.still_batches(batch_size, workers, rows):
-            assert labels is not None  # `judge` names labelled pictures only
-            yield x, labels
-
     @property
     def fingerprint(self) -> str:
         """Which pictures teach and judge, and what is said of them."""

@@ -37,7 +37,7 @@ from unmask.transfer import choice
 from unmask.transfer.classifier import Classifier
 from unmask.transfer.distortion import Distortion
 from unmask.transfer.supervised import Asked, Supervised, asked_of, few, said_of
-from unmask.transfer.validation import Validation, answered, score
+from unmask.transfer.validation import Validation, figures
 
 
 class Teaching(Task):
@@ -57,7 +57,7 @@ class Teaching(Task):
         pace = plan.pace(learner, feed, recipe.train, recipe.input.workers or 0)
         recipe, more = plan.paced(recipe, pace)
         said += more
-        recipe, more = choice.strength(recipe, len(feed), undistorted(format))
+        recipe, more = choice.strength(recipe, len(feed), feed.asked.kind, undistorted(format))
         said += more
         return Prepared(recipe, kept, self.build(recipe, kept), [*said, plan.announced(recipe, pace, len(feed))])
 
@@ -101,7 +101,7 @@ class Teaching(Task):
         row = evaluation(recipe, learner, feed, folder, average)
         folder.evaluation(row)
         start = Path(recipe.trunk.encoder)
-        if (start / "config.yaml").is_file():
+        if (start / "config.yaml").is_file() and recipe.input.shots is None and recipe.input.share is None:  # subsets are told together: see lowshot
             RunFolder.open(start).evaluation(row)
         here = shlex.quote(str(folder.path))
         conclude(folder, learner, metadata, step, [f"unmask evaluate knn {here} LABELLED      # what the fine-tuned encoder's features tell"])
@@ -110,14 +110,12 @@ class Teaching(Task):
 def evaluation(recipe: Recipe, learner: Classifier, feed: Supervised, folder: RunFolder, average: bool) -> dict[str, Any]:
     """The row of evaluations.jsonl: the figures on all pictures that judge, and everything needed to read them."""
     begin = time.perf_counter()
-    device = learner.head.weight.device
-    outputs, truth = answered(learner, feed, feed.judge, device, recipe.input.workers or 0, average)
-    figures = score(feed.asked.kind, outputs, truth)
+    device, workers, seed = learner.head.weight.device, recipe.input.workers or 0, recipe.train.seed
+    found, judged = figures(learner, feed, device, workers, average, seed)
     both = {}
     if learner.average is not None:  # the other weights beside those that are kept
-        other, _ = answered(learner, feed, feed.judge, device, recipe.input.workers or 0, not average)
-        metric = figures["metric"]
-        both = {f"{metric}_{'last' if average else 'average'}": score(feed.asked.kind, other, truth)[metric]}
+        other, _ = figures(learner, feed, device, workers, not average, seed)
+        both = {f"{other['metric']}_{'last' if average else 'average'}": other[other["metric"]]}
     train, method = recipe.train, recipe.method
     settings = {name: value for name, value in vars(method).items() if name not in ("pooling", "weights")}
     spent = (time.time() - (folder.path / "config.yaml").stat().st_mtime) if (folder.path / "config.yaml").is_file() else 0.0
@@ -125,15 +123,14 @@ def evaluation(recipe: Recipe, learner: Classifier, feed: Supervised, folder: Ru
         "encoder": str(recipe.trunk.encoder),
         "random": recipe.trunk.scratch or str(recipe.trunk.encoder).startswith("random:"),
         "protocol": recipe.name,
-        **figures,
+        **found,
         **both,
         "pooling": learner.pooling,
         "img_size": list(recipe.trunk.img_size),
         "seed": train.seed,
         "n_train": len(feed),
-        "n_val": len(truth),
+        "n_val": judged,
         "val": recipe.input.val or "kept apart from DATA",
-        "classes": len(feed.asked.names),
         "steps": train.steps,
         "epochs": round((train.steps or 0) * (train.batch_size or 0) / len(feed), 2),
         "batch_size": train.batch_size,
@@ -181,8 +178,9 @@ def taught(recipe: Recipe, source: Any, format: Format, quarantine: Path | None 
     assert every.labels is not None and judging.labels is not None
     teach = few(every.labels, teach, reading.shots, reading.share, seed, reading.subset)
     distort = None
-    if (method.randaugment or method.colour) and not undistorted(format):
-        distort = Distortion(method.randaugment, method.colour, tuple(min(255, round(255 * mean)) for mean in format.mean))
+    strength, colour = (vars(method).get(name, 0.0) for name in ("randaugment", "colour"))
+    if (strength or colour) and not undistorted(format):
+        distort = Distortion(strength, colour, tuple(min(255, round(255 * mean)) for mean in format.mean))
     pictures = Pictures(Subset(source, teach), format, recipe.views, size, seed, reading.max_bad_share, quarantine, reading.tile, distort)
     truth, verdicts = (torch.from_numpy(labels.values[rows]) for labels, rows in ((every.labels, teach), (judging.labels, judge)))
     return Supervised(pictures, truth, judging, judge, verdicts, asked_of(every.labels, teach)), chosen

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from unmask import seeds
-from unmask.evaluation.metrics import right, wilson
+from unmask.errors import Refused
+from unmask.evaluation.metrics import METRIC, score, worth
 from unmask.model import Signal
 from unmask.settings import Train
 from unmask.training.progress import Progress
@@ -21,23 +22,30 @@ SHARE = 0.02  # of the pictures that a run trains on: ten measurements then cost
 
 
 @torch.no_grad()
-def answered(learner: Classifier, feed: Supervised, rows: Sequence[int], device: torch.device, workers: int = 0, average: bool = False) -> tuple[Tensor, Tensor]:
-    """The answers (n, count) to pictures that judge, and the truth; pictures that cannot be read have no row."""
+def answered(
+    learner: Classifier, feed: Supervised, rows: Sequence[int], device: torch.device, workers: int = 0, average: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The outputs (n, count) for pictures that judge, the truth, and their groups where they have some; what cannot be read has no row."""
     training = learner.training
     learner.eval()
-    found = [(learner.outputs(x.to(device), average).float().cpu(), labels) for x, labels in feed.still(rows, workers=workers)]
+    outputs, kept = [], list[int]()
+    for x, numbers in feed.judging.numbered_batches(64, workers, rows):
+        outputs.append(learner.outputs(x.to(device), average).float().cpu())
+        kept += numbers
     learner.train(training)
-    outputs, truth = (torch.cat(part) for part in zip(*found))
-    return outputs, truth
+    if not kept:
+        raise Refused("none of the pictures to judge by can be read: unmask inspect names what is wrong with each")
+    labels = feed.judging.labels
+    assert labels is not None  # `judge` names labelled pictures only
+    groups = None if labels.groups is None else torch.from_numpy(labels.groups[kept])
+    return torch.cat(outputs), torch.from_numpy(labels.values[kept]), groups
 
 
-def score(kind: str, outputs: Tensor, truth: Tensor) -> dict[str, Any]:
-    """The figures of answers: top1 in percent with its 95 % interval, top5, and what always answering the largest class would reach."""
-    hits, n = right(outputs, truth), len(truth)
-    low, high = wilson(hits, n)
-    more = {"top5": round(100 * right(outputs, truth, 5) / n, 4)} if outputs.shape[1] > 5 else {}
-    most = int(torch.bincount(truth).max())
-    return {"metric": "top1", "top1": round(100 * hits / n, 4), "interval": [round(low, 2), round(high, 2)], **more, "majority": round(100 * most / n, 4)}
+def figures(learner: Classifier, feed: Supervised, device: torch.device, workers: int, average: bool, seed: int) -> tuple[dict[str, Any], int]:
+    """What the learner is worth on all pictures that judge (see `metrics.score`), and how many could be read."""
+    outputs, truth, groups = answered(learner, feed, feed.judge, device, workers, average)
+    answers = learner.answers.read(outputs.to(device)).cpu() if feed.asked.kind == "numbers" else outputs
+    return {"kind": feed.asked.kind} | score(feed.asked.kind, answers, truth, seed, groups, feed.asked.names), len(truth)
 
 
 class Validation:
@@ -51,13 +59,15 @@ class Validation:
 
     def __call__(self, step: int, x: Signal | None = None, noise: Tensor | None = None, rows: Tensor | None = None) -> dict[str, Any]:
         row: dict[str, Any] = {"step": step}
+        kind, answers = self.feed.asked.kind, self.learner.answers
         for name, average in (("", False), ("_average", True)):
             if average and self.learner.average is None:
                 continue
-            outputs, truth = answered(self.learner, self.feed, self.rows, self.device, average=average)
-            found = score(self.feed.asked.kind, outputs, truth)
-            answers = self.learner.answers
-            targets = answers.targets(truth.to(answers.mean.device))
-            row |= {found["metric"] + name: found[found["metric"]], "val_loss" + name: answers.loss(outputs.to(targets.device), targets).item()}
-            row |= {"majority": found["majority"], "val_n": len(truth)} if "majority" in found else {"val_n": len(truth)}
+            outputs, truth, _ = answered(self.learner, self.feed, self.rows, self.device, average=average)
+            outputs, truth = outputs.to(self.device), truth.to(self.device)
+            value = worth(kind, answers.read(outputs) if kind == "numbers" else outputs, truth)
+            row |= {METRIC[kind] + name: value} if value == value else {}  # NaN: a tag with one value only
+            row |= {"val_loss" + name: answers.loss(outputs, answers.targets(truth)).item(), "val_n": len(truth)}
+            if kind == "classes":
+                row["majority"] = round(100 * int(torch.bincount(truth).max()) / len(truth), 4)
         return row

@@ -8,7 +8,7 @@ from golden_files import names
 from torch import nn
 from torch.nn import functional as F
 
-from unmask.transfer.attentive import AttentivePool
+from unmask.transfer.pooling import AttentivePool
 
 NAMES = {"pooler.query_tokens": "pool.query", "linear.": "head.", "pooler.blocks.": "pool.blocks."}
 
