@@ -11,7 +11,7 @@ import numpy as np
 
 from unmask.evaluation.metrics import wilson
 from unmask.evaluation.paired import Difference, Judged, design_effect, explained, mean_auroc, share_right, spread, student
-from unmask.evaluation.ranking import LEVEL, Field, verdict
+from unmask.evaluation.ranking import LEVEL, SAID, Field, signed, verdict
 
 PIXELS, RANDOM = "pixel statistics", "the random encoder"  # the floors, in the words of the verdict
 FEW = 10  # groups below which an interval over groups rests on little
@@ -99,7 +99,7 @@ class Comparison:
             "table": table,
             "pixel_statistics": next((row for row in table if row["kind"] == "pixels"), None),
             "differences": gaps,
-            "notes": [*self.notes, *self._warnings()],
+            "notes": [*self.notes, *_doubts(made), *self._warnings()],
             "n_val": len(self.truth),
             "groups": None if self.groups is None else len(np.unique(self.groups)),
             self.task: len(self.names),
@@ -156,6 +156,17 @@ class Comparison:
             {"path": path, "truth": self.spoken(row), "answers": {name: self.spoken(row, answers) for name, answers in last.items()}}
             for row, path in enumerate(self.paths)
         ]
+
+
+def _doubts(made: Field) -> list[str]:
+    """What the sentence says of the floors by the deciding protocol, and another protocol does not show."""
+    sure, said = made.above(), list[str]()
+    for protocol in list(made.judged)[:-1]:
+        for (name, floor), gap in made.above(protocol).items():
+            if sure[name, floor].better > 0 and gap.better <= 0:
+                shown = "is worse than" if gap.better < 0 else "is not shown to beat"
+                said.append(f"by {SAID.get(protocol, protocol)}, {name} {shown} {floor} ({signed(made, gap)})")
+    return said
 
 
 def _plain(value: float, digits: int) -> float | None:

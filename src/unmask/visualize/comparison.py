@@ -20,7 +20,7 @@ from unmask.run.folder import write_whole
 from unmask.visualize import page
 from unmask.visualize.neighbours import thumbnails
 
-SHOWN = 12  # pictures of a side on which two encoders disagree
+SHOWN = 10  # pictures of a side on which two encoders disagree
 MANY = 40  # classes above which a table by class says nothing any more
 PROTOCOL = {"knn": "kNN", "linear": "linear probe", "finetune": "fine-tuned"}
 
@@ -99,9 +99,9 @@ def _table(told: dict[str, Any]) -> str:
                 continue
             digits = 1 if metric == "top1" else 3
             line += [_whole(f"{_number(told, value)}<br><span style='color:var(--quiet);font-size:14px'>{low:.{digits}f} to {high:.{digits}f}</span>"), page.whisker(value, low, high, left, right)]
-        cells.append([*line, escape(str(row[told["deciding"]].get("pooling", "")))])
+        cells.append(line)
     scale = f"{left:g} to {right:g} %" if metric == "top1" else f"{left:.1f} to {right:.1f}"
-    head = ["", "network", *(word for protocol in protocols for word in (PROTOCOL.get(protocol, protocol), scale)), "pooling"]
+    head = ["", "network", *(word for protocol in protocols for word in (PROTOCOL.get(protocol, protocol), scale))]
     what = {"top1": "Right answers", "auroc": "Area under the ROC curve, the mean of all tags", "r2": "R², the mean of all numbers"}[metric]
     says = f"{what}, with its 95 % interval. The floors below the encoders are what random weights and plain colour reach."
     return page.table(head, cells, says)
