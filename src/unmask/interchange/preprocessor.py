@@ -1,7 +1,9 @@
 """preprocessor_config.json: the processor of transformers that comes nearest to what evaluation does.
 
 Evaluation resizes a picture to cover the input over .875 (above 224 pixels: the input itself) and cuts the centre;
-transformers' BitImageProcessor resizes the shorter side and cuts the centre, which is the same for a square input.
+transformers' BitImageProcessor resizes the shorter side and cuts the centre, which is the same for a square input but for the rounding of
+a half: where evaluation, as torchvision, takes the even pixel, transformers takes the lower one. With `backend="pil"` the pixels are
+then equal, with torchvision's resize (the default) within a hundredth of a grey level on average.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ def preprocessor(encoder: Encoder, exact: bool = False) -> tuple[dict[str, Any],
         said.append(f"its processor takes pictures of {height} x {width} as they are, and zooms on no others")
     elif height != width:
         said.append(f"its processor cuts tighter than evaluation, for a {height} x {width} input is not square: {EXACT}")
+    else:
+        said.append(f"its processor cuts the centre as evaluation does, in some pictures one pixel beside it: {EXACT}")
     return config, tuple(said)
 
 

@@ -19,6 +19,7 @@ from unmask.interchange.timm import Encoder, describe, plain, rebuild, whole_fol
 from unmask.interchange.witness import Exported, Witness, look
 
 OWN = frozenset({"config.json", "model.safetensors", CARD})
+ELSEWHERE = ("num_classes", "norm_eps")  # said at the top, where transformers' TimmWrapperModel looks too; and what timm has no word for
 USE = """\
 import timm
 {first}
@@ -63,7 +64,7 @@ def config_of(encoder: Encoder) -> dict[str, Any]:
         "num_classes": 0,
         "num_features": encoder.model.num_features,
         "global_pool": encoder.model.global_pool,
-        "model_args": plain({key: value for key, value in encoder.kwargs.items() if key != "norm_eps"}),
+        "model_args": plain({key: value for key, value in encoder.kwargs.items() if key not in ELSEWHERE}),
         "pretrained_cfg": {
             "input_size": [encoder.in_chans, height, width],
             "fixed_input_size": False,
