@@ -431,7 +431,7 @@ def features_of_mae(model, x):
 
 def test_the_norms_epsilon_is_theirs_and_survives_an_export(tmp_path):
     transformers = pytest.importorskip("transformers")
-    from unmask.interchange.timm_export import export_safetensors
+    from unmask.interchange.timm_export import export_safetensors, export_timm
 
     torch.manual_seed(4)
     model = transformers.ViTModel(transformers.ViTConfig(**SIZES, intermediate_size=96, layer_norm_eps=1e-2)).eval()
@@ -441,6 +441,8 @@ def test_the_norms_epsilon_is_theirs_and_survives_an_export(tmp_path):
     assert {layer.eps for layer in opened.model.modules() if isinstance(layer, torch.nn.LayerNorm)} == {1e-2}
     assert any("0.01" in line for line in said)
     assert export_safetensors(opened, tmp_path / "out.safetensors").difference == 0
+    with pytest.raises(Refused, match="no word for the epsilon"):
+        export_timm(opened, tmp_path / "timm")
     again = load_encoder(tmp_path / "out.safetensors")
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(features(again, x), features(opened, x))

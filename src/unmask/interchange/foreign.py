@@ -164,6 +164,8 @@ def _statistics(folder: Path, kind: str) -> tuple[Mapping[str, Any], list[str]]:
     file = folder / "preprocessor_config.json"
     if file.is_file():
         words = json.loads(file.read_text(encoding="utf-8"))
+        if "unmask" in words:  # our own export: with the range of the stored numbers
+            return tuples(words["unmask"]), []
         if words.get("image_mean") and words.get("image_std"):
             factor = words.get("rescale_factor", 1 / 255) if words.get("do_rescale", True) else 1
             mean, std = (tuple(words[key]) for key in ("image_mean", "image_std"))
@@ -197,4 +199,5 @@ def from_timm_folder(folder: Path) -> Encoder:
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
         raise Refused(f"timm cannot build {name} as {folder}/config.json says: {' '.join(str(error).split())[:200]}") from None
     fill_whole(trunk, state, folder)
-    return encoder_of(trunk, str(folder), {key: tuple(known[key]) for key in ("mean", "std") if key in known} or UNSAID)
+    known |= config.get("unmask", {})  # our own export says the range of the stored numbers too
+    return encoder_of(trunk, str(folder), UNSAID | {key: tuple(known[key]) for key in ("mean", "std", "low", "high") if key in known})

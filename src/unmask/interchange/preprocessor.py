@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unmask.interchange.timm import Encoder
+from unmask.interchange.timm import Encoder, sight_of
 
 BICUBIC = 3  # Pillow's number
 EXACT = "unmask.load_transform gives evaluation's own pixels"
@@ -41,7 +41,7 @@ def preprocessor(encoder: Encoder, exact: bool = False) -> tuple[dict[str, Any],
     if eight_bit:
         config |= {"do_rescale": True, "rescale_factor": 1 / 255, "image_mean": list(encoder.mean), "image_std": list(encoder.std)}
     else:
-        config |= {"do_rescale": False} | folded(encoder)
+        config |= {"do_rescale": False} | folded(encoder) | sight_of(encoder)
         said.append(f"its processor takes numbers as they are stored, and does not cut them to the measured range: {EXACT}")
     if encoder.in_chans not in (1, 3, 4):
         said.append(f"transformers' processor wants input_data_format said for pictures of {encoder.in_chans} channels: {EXACT}")
