@@ -60,23 +60,19 @@ def test_what_is_told(task, metric):
     assert all(gap["level"] == 1 - 0.05 / 4 for gap in floors)
 
 
-def test_a_figure_has_wilsons_interval_and_groups_widen_it():
+def test_a_figure_has_the_interval_of_evaluate_and_groups_widen_it():
     found = planted()
-    figure = found.judged()["linear"]["A"]
-    assert found.interval(figure) == wilson(int(figure.right.sum()), 300)
-    clustered = planted(groups=np.repeat(np.arange(30), 10))
-    same = clustered.interval(figure)
-    assert same[0] <= wilson(int(figure.right.sum()), 300)[0]
-    truth, right = np.zeros(300, int), np.repeat(np.random.default_rng(0).random(30) < 0.7, 10)  # a group is right or wrong as a whole
-    whole = Comparison("classes", ["a", "b"], [""] * 300, truth, np.repeat(np.arange(30), 10), ENTRANTS[:1], {"linear": {"A": np.eye(2)[(~right).astype(int)]}})
-    figure = whole.judged()["linear"]["A"]
-    thirty = wilson(int(right[::10].sum()), 30, 2.045)
-    assert whole.interval(figure) == pytest.approx(thirty, abs=1.0), "thirty groups that agree within are thirty pictures"
-    assert "300 pictures in 30 groups" in whole.told()["notes"][0]
-    few = planted(groups=np.repeat(np.arange(3), 100))
-    assert "so few" in few.told()["notes"][0]
-    one = planted(groups=np.zeros(300, int))
-    assert one.interval(one.judged()["linear"]["A"]) == (0.0, 100.0) and "all of one group" in one.told()["verdict"]
+    row = found.told()["table"][0]["linear"]
+    right = int((found.answers["linear"]["A"].argmax(1) == found.truth).sum())
+    assert row["interval"] == pytest.approx(wilson(right, 300), abs=0.01) and row["balanced_accuracy"] > 80
+    groups, right = np.repeat(np.arange(30), 10), np.repeat(np.random.default_rng(0).random(30) < 0.7, 10)  # a group is right or wrong as a whole
+    whole = Comparison("classes", ["a", "b"], [""] * 300, np.zeros(300, int), groups, ENTRANTS[:1], {"linear": {"A": np.eye(2)[(~right).astype(int)]}})
+    told = whole.told()
+    low, high = told["table"][0]["linear"]["interval"]
+    assert high - low > 2 * (wilson(right.sum(), 300)[1] - wilson(right.sum(), 300)[0]), "thirty groups that agree within are thirty pictures"
+    assert "300 pictures in 30 groups" in told["notes"][0] and "so few" not in told["notes"][0]
+    assert "so few" in planted(groups=np.repeat(np.arange(3), 100)).told()["notes"][0]
+    assert "all of one group" in planted(groups=np.zeros(300, int)).told()["verdict"]
 
 
 def test_another_protocol_that_shows_less_is_a_note():
