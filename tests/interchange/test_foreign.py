@@ -347,6 +347,17 @@ def test_the_encoder_is_found_behind_any_prefix(prefix, others, tmp_path):
     assert all(any(name in line for line in opened.report.whole()) for name, shape in others.items() if shape)
 
 
+def test_every_name_is_shown_on_demand(tmp_path, capsys):
+    from unmask.cli import main
+
+    torch.save({"model": {key: torch.zeros(()).expand(shape) for key, shape in keys("mae_finetuned_vit_base").items()}}, tmp_path / "mae_finetuned_vit_base.pth")
+    assert main(["show", "weights", str(tmp_path / "mae_finetuned_vit_base.pth")]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("vit_base_patch16_224, 12 blocks", "mean pooling", "left out, a classifier:", "    head.weight\n"))
+    assert main(["show", "weights", "random:vit_tiny_patch16_224", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"] == {}
+
+
 def test_names_that_are_not_known_are_refused_not_dropped(tmp_path):
     trunk = timm.create_model("vit_tiny_patch16_224", num_classes=0, embed_dim=64, depth=1, num_heads=1, img_size=32)
     torch.save(trunk.state_dict() | {"blocks.0.attn.gate": torch.zeros(1)}, tmp_path / "gated.pth")
