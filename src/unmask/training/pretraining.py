@@ -135,7 +135,7 @@ def begun(recipe: Recipe, kept: Mapping[str, Any]) -> tuple[Learner, list[str]]:
     if init is not None:
         if trunk is None:
             raise Refused(f"--init fills an encoder, and {recipe.name} has none")
-        said = fill(trunk, init, statistics_of(kept), recipe.trunk.heads) + fill_decoder(learner, init)
+        said = fill(trunk, init, statistics_of(recipe, kept), recipe.trunk.heads) + fill_decoder(learner, init)
     if recipe.trunk.activation_checkpointing and trunk is not None:
         trunk.set_grad_checkpointing(True)
     return learner, said
