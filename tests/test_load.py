@@ -88,6 +88,14 @@ def test_a_training_checkpoint_says_its_settings(tmp_path, norm_pix, capsys):
     assert "target" not in capsys.readouterr().err
 
 
+def test_what_a_file_does_not_tell_can_stand_behind_it(tmp_path):
+    torch.manual_seed(0)
+    made = MAE(decoder_width=32, decoder_depth=1, decoder_heads=4, norm_pix=False).build("vit_tiny_patch16_224", (32, 32), 3, 8, **FORK | {"heads": 4}).eval()
+    torch.save({"model": official.to_mae(made.state_dict(), (8, 8))}, tmp_path / "fork.pth")
+    same(made, load(f"{tmp_path}/fork.pth:heads=4,decoder_heads=4,norm_pix=no"), channels=3, size=(32, 32))
+    assert "norm_pix is yes or no" in refusal(f"{tmp_path}/fork.pth:norm_pix=maybe")
+
+
 def test_a_decoder_with_places_of_its_own_keeps_them(tmp_path):
     made, state = official_full()
     state["decoder_pos_embed"] = state["decoder_pos_embed"].clone()

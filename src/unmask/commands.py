@@ -129,6 +129,7 @@ COMMANDS = {
     "show mask": Command("STRATEGY", "draw a masking strategy and its law", api.show_mask, (see.ShowMask,)),
     "show attention": Command("ENCODER IMAGES…", "draw where the encoder looks", api.show_encoder, (see.ShowEncoder, asked.Look), "attention"),
     "show features": Command("ENCODER IMAGES…", "draw patch features as colours (principal components)", api.show_encoder, (see.ShowEncoder, asked.Look), "features"),
+    "show weights": Command("ENCODER", "say what a file of weights holds, and every name that is left out", api.show_weights),
     "show views": Command("DATA", "draw training crops of pictures", api.show_views, (see.ShowViews,)),
 }
 SEVERAL = {name.split()[0] for name in COMMANDS if " " in name}

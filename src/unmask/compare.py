@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 from unmask.data.loader import Pictures
 from unmask.errors import Refused
-from unmask.evaluation.comparison import JUDGES, METRICS, Comparison, Entrant
+from unmask.evaluation.comparison import Comparison, Entrant
 from unmask.evaluation.features import FeatureTable, extract, pixel_statistics
 from unmask.evaluation.measure import by_knn, by_linear
+from unmask.evaluation.metrics import METRIC, worth
 from unmask.evaluation.ranking import SAID, UNITS
 from unmask.interchange.timm import Encoder
 
@@ -126,9 +128,10 @@ def _twice(train: FeatureTable, test: FeatureTable) -> int:
 def _spoken(found: Answers, judging: Pictures) -> str:
     """The figures of one entrant in a line, as soon as they are known."""
     assert judging.labels is not None
-    figures = {protocol: JUDGES[judging.labels.kind](answers, found.truth).value for protocol, answers in found.answers.items()}
-    form = "{} {:.1f} %" if judging.labels.kind == "classes" else "{} " + UNITS[METRICS[judging.labels.kind]] + " {:.3f}"
-    return ", ".join(form.format(SAID.get(protocol, protocol), value) for protocol, value in figures.items())
+    kind = judging.labels.kind
+    form = "{} {:.1f} %" if kind == "classes" else "{} " + UNITS[METRIC[kind]] + " {:.3f}"
+    truth = torch.from_numpy(found.truth)
+    return ", ".join(form.format(SAID.get(protocol, protocol), worth(kind, torch.from_numpy(given), truth)) for protocol, given in found.answers.items())
 
 
 def _notes(found: dict[Entrant, Answers], lost: int) -> list[str]:

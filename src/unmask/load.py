@@ -14,7 +14,7 @@ from torch import Tensor
 from unmask.errors import Refused
 from unmask.interchange import huggingface, official
 from unmask.interchange.foreign import norm_eps, read_config
-from unmask.interchange.naming import identify
+from unmask.interchange.naming import identify, parted
 from unmask.interchange.shapes import Network, heads_of_family, network_of
 from unmask.interchange.timm import rebuild, set_norm_eps
 from unmask.interchange.weights import Weights, read, read_folder, read_safetensors
@@ -27,9 +27,11 @@ def load(path: str | Path, **said: Any) -> Learner:
     """The learner in a run folder, in its `model.safetensors`, in an official MAE file or in a Hugging Face folder of ViTMAE.
 
     A file that holds only an encoder is refused: reconstructing needs the decoder. `said`: what a file does not tell, `heads`
-    and `decoder_heads`, `norm_pix` (whether its targets were normalised patch by patch) and `img_size`, where it is not square.
+    and `decoder_heads`, `norm_pix` (whether its targets were normalised patch by patch) and `img_size`, where it is not square;
+    the word itself may say them, too: `fork.pth:heads=12,norm_pix=no`.
     """
-    path = Path(path)
+    word, told = parted(str(path))
+    path, said = Path(word).expanduser(), told | said
     if path.is_dir() and (path / "config.json").is_file() and not (path / "config.yaml").is_file() and identify(path).kind == "hugging face folder":
         return from_huggingface_folder(path)
     file = path / "model.safetensors" if path.is_dir() else path

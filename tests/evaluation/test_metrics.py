@@ -160,8 +160,10 @@ def test_a_resample_is_the_figure_of_the_pictures_drawn(kind):
 
 @pytest.mark.parametrize(("kind", "names"), [("tags", ["auroc", "map"]), ("numbers", ["r2", "mae"]), ("classes", ["balanced_accuracy", "top1"])])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(kind, names):
-    """The figure on 9,000 pictures lies in the interval of 150 of them about 95 times in 100."""
+    """The figure on 9,000 pictures lies in the interval of 150 of them about 95 times in 100; not that of tags that three of them have."""
     answers, truth = drawn(kind, seed=99, m=9000)
+    if kind == "tags":
+        answers, truth = answers[:, :2], truth[:, :2]
     wanted, inside = score(kind, answers, truth), dict.fromkeys(names, 0)
     for i in range(60):
         rows = slice(i * 150, i * 150 + 150)

@@ -300,11 +300,16 @@ def test_heads_are_assumed_aloud_and_can_be_said(tmp_path):
     torch.save(trunk.state_dict(), tmp_path / "fork.pth")
     said = []
     assert load_encoder(tmp_path / "fork.pth", say=said.append).model.blocks[0].attn.num_heads == 2
-    assert any("2 heads assumed" in line and "--heads" in line for line in said)
+    assert any("2 heads assumed" in line and "FILE:heads=N" in line for line in said)
     said = []
     assert load_encoder(tmp_path / "fork.pth", heads=4, say=said.append).model.blocks[0].attn.num_heads == 4
     assert not any("assumed, " in line for line in said)
-    with pytest.raises(Refused, match="--heads 3 does not divide"):
+    assert load_encoder(f"{tmp_path}/fork.pth:heads=4", say=said.append).model.blocks[0].attn.num_heads == 4, "said in the word itself"
+    with pytest.raises(Refused, match="after a file may stand heads"):
+        load_encoder(f"{tmp_path}/fork.pth:head=4")
+    with pytest.raises(Refused, match="heads is a number, not 'many'"):
+        load_encoder(f"{tmp_path}/fork.pth:heads=many")
+    with pytest.raises(Refused, match="heads=3 does not divide"):
         load_encoder(tmp_path / "fork.pth", heads=3)
 
 
@@ -342,6 +347,17 @@ def test_the_encoder_is_found_behind_any_prefix(prefix, others, tmp_path):
     assert all(any(name in line for line in opened.report.whole()) for name, shape in others.items() if shape)
 
 
+def test_every_name_is_shown_on_demand(tmp_path, capsys):
+    from unmask.cli import main
+
+    torch.save({"model": {key: torch.zeros(()).expand(shape) for key, shape in keys("mae_finetuned_vit_base").items()}}, tmp_path / "mae_finetuned_vit_base.pth")
+    assert main(["show", "weights", str(tmp_path / "mae_finetuned_vit_base.pth")]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("vit_base_patch16_224, 12 blocks", "mean pooling", "left out, a classifier:", "    head.weight\n"))
+    assert main(["show", "weights", "random:vit_tiny_patch16_224", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"] == {}
+
+
 def test_names_that_are_not_known_are_refused_not_dropped(tmp_path):
     trunk = timm.create_model("vit_tiny_patch16_224", num_classes=0, embed_dim=64, depth=1, num_heads=1, img_size=32)
     torch.save(trunk.state_dict() | {"blocks.0.attn.gate": torch.zeros(1)}, tmp_path / "gated.pth")
@@ -361,9 +377,11 @@ def test_timms_own_files_of_other_networks_by_their_name(name, tmp_path):
     torch.save(trunk.state_dict(), tmp_path / "timm.pth")
     opened = load_encoder(tmp_path / "timm.pth", model=name, **({"img_size": (64, 64)} if "rope" in name else {}))
     x = torch.randn(2, 3, *(size.get("img_size", 224),) * 2)
+    again = load_encoder(f"{tmp_path}/timm.pth:model={name}", img_size=opened.img_size)
     with torch.no_grad():
         assert torch.equal(opened.model.forward_features(x), trunk.forward_features(x))
-    with pytest.raises(Refused, match="--model"):
+        assert torch.equal(again.model.forward_features(x), trunk.forward_features(x))
+    with pytest.raises(Refused, match="FILE:model=NAME"):
         load_encoder(tmp_path / "timm.pth")
     with pytest.raises(Refused, match="has no model 'no_such_net'"):
         load_encoder(tmp_path / "timm.pth", model="no_such_net")
@@ -402,14 +420,15 @@ def test_hugging_face_folders_compute_the_same(what, binary, tmp_path):
     if binary:  # the names in memory, as older versions wrote files
         (tmp_path / "model.safetensors").unlink()
         torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1] * config.num_channels, "image_std": [0.9] * config.num_channels}))
+    statistics = {"image_mean": [0.1] * config.num_channels, "image_std": [0.9] * config.num_channels, "rescale_factor": 1 / 4095}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(statistics))
     opened = load_encoder(tmp_path)
     x = torch.randn(2, config.num_channels, 32, 32)
     inner = getattr(model, model.base_model_prefix, model)
     with torch.no_grad():
         wanted = features_of_mae(inner, x) if family == "ViTMAE" else inner(x).last_hidden_state
     assert_close(features(opened, x), wanted, rtol=0, atol=1e-5)
-    assert opened.mean == (0.1,) * config.num_channels and opened.img_size == (32, 32)
+    assert opened.mean == (0.1,) * config.num_channels and opened.img_size == (32, 32) and opened.high == (4095.0,)
     file = "pytorch_model.bin" if binary else "model.safetensors"
     assert torch.equal(features(load_encoder(tmp_path / file), x), features(opened, x)), "the file in the folder means the folder"
     assert_close(features(load_encoder(tmp_path, img_size=(48, 32)), torch.randn(1, config.num_channels, 48, 32)).shape[1], 24 + opened.model.num_prefix_tokens)
@@ -423,7 +442,7 @@ def features_of_mae(model, x):
 
 def test_the_norms_epsilon_is_theirs_and_survives_an_export(tmp_path):
     transformers = pytest.importorskip("transformers")
-    from unmask.interchange.timm import export_safetensors
+    from unmask.interchange.timm_export import export_safetensors, export_timm
 
     torch.manual_seed(4)
     model = transformers.ViTModel(transformers.ViTConfig(**SIZES, intermediate_size=96, layer_norm_eps=1e-2)).eval()
@@ -432,7 +451,9 @@ def test_the_norms_epsilon_is_theirs_and_survives_an_export(tmp_path):
     opened = load_encoder(tmp_path / "hf", say=said.append)
     assert {layer.eps for layer in opened.model.modules() if isinstance(layer, torch.nn.LayerNorm)} == {1e-2}
     assert any("0.01" in line for line in said)
-    assert export_safetensors(opened, tmp_path / "out.safetensors", say=said.append) == 0
+    assert export_safetensors(opened, tmp_path / "out.safetensors").difference == 0
+    with pytest.raises(Refused, match="no word for the epsilon"):
+        export_timm(opened, tmp_path / "timm")
     again = load_encoder(tmp_path / "out.safetensors")
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(features(again, x), features(opened, x))

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from trunks import TRUNKS, encoder_of
 
 from unmask.data.transform import Transform
 from unmask.errors import Refused
-from unmask.interchange.huggingface import from_huggingface
+from unmask.interchange.encoder import load_encoder
 from unmask.interchange.huggingface_export import export_huggingface
-from unmask.interchange.timm import photograph, rebuild
+from unmask.interchange.timm import photograph
+from unmask.interchange.timm_export import export_timm
 
 transformers = pytest.importorskip("transformers")
 FORMS = {  # the class, and the largest difference there may be: rotary angles are computed in another order
@@ -69,19 +69,37 @@ def test_what_fits_no_class_is_refused_with_the_reason(case, tmp_path):
     assert "--to onnx" in str(caught.value) and not (tmp_path / "hf").exists()
 
 
-@pytest.mark.parametrize("case", ["square", "layer scale", "registers"])
-def test_in_again_through_the_names_both_ways(case, tmp_path):
-    """Out in their names and in again: timm's network on what was read has the same features."""
+@pytest.mark.parametrize("case", ["rotary and sub-LN", "registers, not square"])
+def test_timms_folder_opens_too(case, tmp_path):
+    """What the refusal advises: transformers opens the folder of `--to timm` by timm."""
+    encoder = encoder_of(case, tmp_path / "run")
+    export_timm(encoder, tmp_path / "timm")
+    opened, x = transformers.AutoModel.from_pretrained(tmp_path / "timm").eval(), photograph(encoder)
+    with torch.no_grad():
+        assert type(opened).__name__ == "TimmWrapperModel" and torch.equal(opened(x).last_hidden_state, encoder.model.forward_features(x))
+
+
+@pytest.mark.parametrize("case", [case for case in FORMS if not case.startswith("DINOv3")])
+def test_out_and_in_again(case, tmp_path):
+    """What we wrote we read: the same features and the same statistics."""
     encoder = encoder_of(case, tmp_path / "run")
     export_huggingface(encoder, tmp_path / "hf")
-    config = json.loads((tmp_path / "hf" / "config.json").read_text())
-    state, left = from_huggingface(load_file(tmp_path / "hf" / "model.safetensors"), config["model_type"])
-    assert {key.split(".")[0] for key in left} <= {"pooler", "embeddings"}
-    trunk = rebuild(encoder.name, dict(encoder.kwargs) | {"no_embed_class": state["pos_embed"].shape[1] == np.prod(encoder.model.patch_embed.grid_size)}).eval()
-    trunk.load_state_dict(state)
-    x = photograph(encoder)
+    again, x = load_encoder(tmp_path / "hf"), photograph(encoder)
     with torch.no_grad():
-        torch.testing.assert_close(trunk.forward_features(x), encoder.model.forward_features(x), rtol=0, atol=1e-6)
+        assert torch.equal(again.model.forward_features(x), encoder.model.forward_features(x))
+    assert (again.mean, again.std, again.low, again.high) == (encoder.mean, encoder.std, encoder.low, encoder.high)
+    assert (again.img_size, again.in_chans, again.patch_size) == (encoder.img_size, encoder.in_chans, encoder.patch_size)
+
+
+@pytest.mark.parametrize("writer", [export_huggingface, export_timm])
+def test_a_range_that_is_not_8_bits_comes_in_again(writer, tmp_path):
+    """Their words know mean and std only: without the range 16-bit pictures would be read as 8-bit ones."""
+    encoder = replace(encoder_of("grey, narrow", tmp_path / "run"), low=(120.0,), high=(3900.0,))
+    writer(encoder, tmp_path / "out")
+    again = load_encoder(tmp_path / "out")
+    assert (again.low, again.high, again.mean, again.std) == ((120.0,), (3900.0,), encoder.mean, encoder.std)
+    array = np.random.default_rng(0).integers(0, 5000, (40, 32)).astype(np.uint16)
+    assert torch.equal(Transform(again)(array), Transform(encoder)(array))
 
 
 def test_a_classifier_takes_the_folder(tmp_path):
@@ -94,29 +112,46 @@ def test_a_classifier_takes_the_folder(tmp_path):
         torch.testing.assert_close(model.eval().vit(x).last_hidden_state, encoder.model.forward_features(x), rtol=0, atol=0)
 
 
+def grey_levels(x, y) -> float:
+    """The mean difference of two inputs in grey levels."""
+    return float((x - y).abs().mean() * 0.2 * 255)
+
+
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("case", ["square", "grey, narrow"])
-def test_the_processor_comes_near_to_evaluation(case, exact, imagenette, tmp_path):
-    """Both resize the shorter side with the same kernel and cut the same centre; half a pixel of rounding is what may differ."""
+def test_the_processor_is_evaluation_where_nothing_is_rounded(case, exact, imagenette, tmp_path):
+    """Square pictures: Pillow's backend gives the same pixels, torchvision's the same within rounding."""
     encoder = encoder_of(case, tmp_path / "run")
     export_huggingface(encoder, tmp_path / "hf", exact=exact)
-    processor, transform = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf"), Transform(encoder)
-    found = []
+    processors = [transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf", **backend) for backend in ({}, {"backend": "pil"})]
+    transform = Transform(encoder)
     for path in sorted((imagenette / "val").rglob("*.JPEG"))[::20]:
         with Image.open(path) as file:
-            picture = file.convert("L" if encoder.in_chans == 1 else "RGB")
-        if exact:
-            picture = picture.resize(encoder.img_size)
-        x = processor(picture, return_tensors="pt").pixel_values[0]
-        assert x.shape == (encoder.in_chans, *encoder.img_size)
-        found.append(float((x - transform(picture)).abs().mean() * 0.2 * 255))  # grey levels
-    assert len(found) == 6 and max(found) < (0.01 if exact else 1.0), found
+            picture = file.convert("L" if encoder.in_chans == 1 else "RGB").resize(encoder.img_size if exact else (201, 201))
+        x, y = (processor(picture, return_tensors="pt").pixel_values[0] for processor in processors)
+        assert x.shape == y.shape == (encoder.in_chans, *encoder.img_size)
+        assert grey_levels(x, transform(picture)) < 0.02 and grey_levels(y, transform(picture)) < 1e-4
+
+
+def test_elsewhere_it_is_a_pixel_beside(imagenette, tmp_path):
+    """What the line about rounding says: of pictures that are not square, the cut is the same one or lies one pixel beside it."""
+    encoder = encoder_of("square", tmp_path / "run")
+    done = export_huggingface(encoder, tmp_path / "hf")
+    assert any("one pixel beside" in line for line in done.said)
+    processor, transform, beside = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf", backend="pil"), Transform(encoder), set()
+    for i, path in enumerate(sorted((imagenette / "val").rglob("*.JPEG"))[::8]):
+        with Image.open(path) as file:
+            picture = file.convert("RGB").resize((150 + 3 * i, 150))
+        x, y = processor(picture, return_tensors="pt").pixel_values[0], transform(picture)
+        shifts = {0: grey_levels(x, y), 1: grey_levels(x[..., 1:], y[..., :-1])}
+        best = min(shifts, key=shifts.__getitem__)
+        assert shifts[best] < 0.02, shifts
+        beside.add(best)
+    assert beside == {0, 1}
 
 
 def test_numbers_in_stored_units(tmp_path):
     """A range that is not 8 bits is folded into the processor's mean and deviation."""
-    from dataclasses import replace
-
     encoder = replace(encoder_of("grey, narrow", tmp_path / "run"), low=(120.0,), high=(3900.0,))
     done = export_huggingface(encoder, tmp_path / "hf", exact=True)
     assert any("stored" in line for line in done.said)

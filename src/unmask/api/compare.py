@@ -134,11 +134,17 @@ def _contenders(words: Sequence[str], source: Any, val: Any, look: Look) -> tupl
 
 
 def _opened(word: str, source: Any, mine: Look, look: Look) -> tuple[Any, Any, dict[str, Any]]:
+    """An encoder at the size of the first one; Refused where its patches do not fit into it."""
     try:
-        return sight_of(word, source, mine, None)
+        found = sight_of(word, source, mine, None)
+        patch, (height, width) = found[0].patch_size, found[0].img_size
+        if patch and (height % patch[0] or width % patch[1]):
+            raise Refused(f"--img_size {height} {width} is no multiple of the encoder's patch {patch[0]}")
+        return found
     except Refused as error:
         if look.img_size is None and mine.img_size is not None and "--img_size" in str(error):
-            raise Refused(f"{word} cannot look at {mine.img_size[0]} x {mine.img_size[1]} pixels, the first ENCODER's size ({error}): give --img_size") from None
+            height, width = mine.img_size
+            raise Refused(f"{word} cannot look at {height} x {width} pixels, the first ENCODER's size ({error}): give --img_size") from None
         raise
 
 

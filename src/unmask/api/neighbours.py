@@ -75,10 +75,10 @@ class _Look:
 
         table = extract(self.opened, pictures, **self.sight)
         pooling = table.poolings[0] if self.asked.pooling == "auto" else self.asked.pooling
-        place = {pictures.source.name(i): i for i in range(len(pictures))}
         if table.skipped:
             print(f"{table.skipped:,} unreadable pictures are left out")
-        return table.of(pooling).to(self.sight["device"]), [place[name] for name in table.names]
+        assert table.ids is not None
+        return table.of(pooling).to(self.sight["device"]), table.ids.tolist()
 
     def _near(self, queries: Any, k: int) -> tuple[Any, Any]:
         from unmask.evaluation.neighbours import nearest

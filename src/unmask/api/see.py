@@ -164,6 +164,18 @@ def show_views(data: Any, **settings: Any) -> Path:
     return written(asked.out)
 
 
+def show_weights(encoder: str | Path) -> dict[str, Any]:
+    """What a file of weights was found to be, with every name that is left out of the encoder; the same as a dict."""
+    identify(encoder)
+    from unmask.interchange.encoder import load_encoder
+    from unmask.interchange.report import Report, network_in_words
+
+    opened = load_encoder(encoder, say=lambda line: None)
+    report = opened.report or Report(str(encoder), network_in_words(opened.name, opened.model) if opened.patch_size else opened.name)
+    print("\n".join(report.whole()))
+    return {"source": report.source, "network": report.network, "said": list(report.said), "left_out": {what: list(names) for what, names in report.left.items()}}
+
+
 def inspect(data: Any, **settings: Any) -> dict[str, Any]:
     """Count and check pictures: sizes, channels, statistics, bad files, constant pictures, duplicates; the findings."""
     (asked,) = settings_of((Inspect,), settings)

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
-from unmask.evaluation.metrics import wilson
-from unmask.evaluation.paired import Difference, Judged, design_effect, explained, mean_auroc, share_right, spread, student
-from unmask.evaluation.ranking import LEVEL, Field, verdict
+from unmask.evaluation.metrics import METRIC, score
+from unmask.evaluation.paired import Difference, Judged, explained, mean_auroc, share_right
+from unmask.evaluation.ranking import SAID, Field, signed, verdict
 
 PIXELS, RANDOM = "pixel statistics", "the random encoder"  # the floors, in the words of the verdict
 FEW = 10  # groups below which an interval over groups rests on little
-METRICS = {"classes": "top1", "tags": "auroc", "numbers": "r2"}
+LONG = ("per_tag", "per_number", "intervals", "left_out", "interval_over")  # of a row of figures: left to `unmask evaluate`
 JUDGES = {"classes": share_right, "tags": mean_auroc, "numbers": explained}
 
 
@@ -51,7 +52,7 @@ class Comparison:
 
     @property
     def metric(self) -> str:
-        return METRICS[self.task]
+        return METRIC[self.task]
 
     @property
     def encoders(self) -> list[str]:
@@ -69,22 +70,20 @@ class Comparison:
                 floors[PIXELS if one.kind == "pixels" else RANDOM] |= dict.fromkeys(one.floor_of, one.name)
         return Field(self.judged(), self.encoders, floors, self.metric, self.groups)
 
-    def interval(self, figure: Judged) -> tuple[float, float]:
-        """The 95 % interval of one figure: Wilson's for classes, with as many pictures fewer as groups make them repeat each other."""
-        if self.task != "classes" or figure.right is None:
-            half = spread(figure.pulls, self.groups)
-            return max(figure.value - half, 0.0) if self.task == "tags" else figure.value - half, min(figure.value + half, 1.0)
-        if self.groups is None:
-            return wilson(int(figure.right.sum()), len(figure.right))
-        count, repeats = len(np.unique(self.groups)), design_effect(figure.pulls, self.groups)
-        if count < 2:
-            return 0.0, 100.0
-        return wilson(figure.right.sum() / repeats, len(figure.right) / repeats, student(LEVEL, count - 1))
+    def figures(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """protocol -> entrant -> its figures with their intervals, as `unmask evaluate` has them."""
+        truth, groups = torch.from_numpy(self.truth), None if self.groups is None else torch.from_numpy(self.groups)
+        seed = int(self.about.get("seed", 0))
+        return {
+            protocol: {name: score(self.task, torch.from_numpy(each), truth, seed, groups, self.names) for name, each in answers.items()}
+            for protocol, answers in self.answers.items()
+        }
 
     def told(self) -> dict[str, Any]:
         """All of it as plain values, without the answers: what `unmask compare` prints last."""
         made = self.field()
-        table = [self._row(one, made) for one in self.entrants]
+        figures = self.figures()
+        table = [self._row(one, figures) for one in self.entrants]
         gaps = [
             self._gap(protocol, pair, found)
             for protocol in made.judged
@@ -99,22 +98,21 @@ class Comparison:
             "table": table,
             "pixel_statistics": next((row for row in table if row["kind"] == "pixels"), None),
             "differences": gaps,
-            "notes": [*self.notes, *self._warnings()],
+            "notes": [*self.notes, *_doubts(made), *self._warnings()],
             "n_val": len(self.truth),
             "groups": None if self.groups is None else len(np.unique(self.groups)),
             self.task: len(self.names),
             **self.about,
         }
 
-    def _row(self, one: Entrant, made: Field) -> dict[str, Any]:
+    def _row(self, one: Entrant, figures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
         row: dict[str, Any] = {"name": one.name, "kind": one.kind, "model": one.model or None}
         if one.kind != "encoder":
             row["floor_of"] = list(one.floor_of)
-        for protocol, figures in made.judged.items():
-            figure, digits = figures[one.name], 4 if self.metric == "top1" else 6
-            low, high = self.interval(figure)
-            row[protocol] = {self.metric: _plain(figure.value, digits), "interval": [_plain(low, digits), _plain(high, digits)]}
-            row[protocol] |= self.settings.get(protocol, {}).get(one.name, {})
+        for protocol, found in figures.items():
+            if one.name in found:
+                row[protocol] = {name: value for name, value in found[one.name].items() if name not in ("metric", *LONG)}
+                row[protocol] |= self.settings.get(protocol, {}).get(one.name, {})
         return row
 
     def _gap(self, protocol: str, pair: tuple[str, str], found: Difference) -> dict[str, Any]:
@@ -131,31 +129,51 @@ class Comparison:
         said = f"pictures of one group count together: {len(self.truth):,} pictures in {count:,} groups"
         return [said + ("; so few make every interval wide, and trust it less" if count < FEW else "")]
 
-    def closeness(self, protocol: str, name: str) -> np.ndarray:
-        """How near each answer is to the truth (m,), larger is nearer: the share of belief in the true class, or less distance."""
+    def belief(self, protocol: str, name: str) -> np.ndarray:
+        """The answers as shares of belief in each class (m, K), or in each tag; numbers as they are."""
         answers: np.ndarray = self.answers[protocol][name].astype(np.float64)
+        logits = bool((answers < 0).any() or (answers > 1).any())
         if self.task == "classes":
-            belief: np.ndarray = answers if answers.min() >= 0 else np.exp(answers - answers.max(axis=1, keepdims=True))
-            return belief[np.arange(len(belief)), self.truth] / np.maximum(belief.sum(axis=1), 1e-12)
-        distance = np.abs(answers - self.truth) / (np.nanstd(self.truth, axis=0) if self.task == "numbers" else 1.0)
+            positive: np.ndarray = np.exp(answers - answers.max(axis=1, keepdims=True)) if (answers < 0).any() else answers
+            return positive / np.maximum(positive.sum(axis=1, keepdims=True), 1e-12)
+        return 1 / (1 + np.exp(-answers.clip(-60, 60))) if self.task == "tags" and logits else answers
+
+    def closeness(self, protocol: str, name: str) -> np.ndarray:
+        """How near each answer is to the truth (m,), larger is nearer: the belief in the true class, or less distance."""
+        belief = self.belief(protocol, name)
+        if self.task == "classes":
+            return belief[np.arange(len(belief)), self.truth]
+        distance = np.abs(belief - self.truth) / (np.nanstd(self.truth, axis=0) if self.task == "numbers" else 1.0)
         return -np.nanmean(np.where(np.isfinite(distance), distance, np.nan), axis=1)
 
-    def spoken(self, row: int, answers: np.ndarray | None = None) -> str:
-        """The truth about a picture, or an answer, in words."""
-        value = self.truth[row] if answers is None else answers[row]
+    def spoken(self, row: int, belief: np.ndarray | None = None) -> str:
+        """The truth about a picture, or the answer in a row of `belief`, in words."""
+        value = self.truth[row] if belief is None else belief[row]
         if self.task == "classes":
-            return self.names[int(value if answers is None else value.argmax())]
+            return self.names[int(value if belief is None else value.argmax())]
         if self.task == "tags":
             return ", ".join(name for name, number in zip(self.names, value) if number >= 0.5) or "none"
         return ", ".join(f"{name} {number:.4g}" for name, number in zip(self.names, value) if np.isfinite(number))
 
     def pictures(self) -> list[dict[str, Any]]:
         """Each judging picture with the truth and every answer, for the file."""
-        last = self.answers[list(self.answers)[-1]]
+        last = list(self.answers)[-1]
+        beliefs = {name: self.belief(last, name) for name in self.answers[last]}
         return [
-            {"path": path, "truth": self.spoken(row), "answers": {name: self.spoken(row, answers) for name, answers in last.items()}}
+            {"path": path, "truth": self.spoken(row), "answers": {name: self.spoken(row, belief) for name, belief in beliefs.items()}}
             for row, path in enumerate(self.paths)
         ]
+
+
+def _doubts(made: Field) -> list[str]:
+    """What the sentence says of the floors by the deciding protocol, and another protocol does not show."""
+    sure, said = made.above(), list[str]()
+    for protocol in list(made.judged)[:-1]:
+        for (name, floor), gap in made.above(protocol).items():
+            if sure[name, floor].better > 0 and gap.better <= 0:
+                shown = "is worse than" if gap.better < 0 else "is not shown to beat"
+                said.append(f"by {SAID.get(protocol, protocol)}, {name} {shown} {floor} ({signed(made, gap)})")
+    return said
 
 
 def _plain(value: float, digits: int) -> float | None:

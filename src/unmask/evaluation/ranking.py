@@ -167,11 +167,12 @@ def _alone(field: Field, words: Sequence[str], state: int) -> str:
         return f"it beats {listed(gaps)}"
     if state < 0:
         return f"it is worse than {listed(gaps)}"
-    spoken = [f"{floor} (difference {_signed(field, above[name, field.floors[floor][name]])})" for floor in words]
+    spoken = [f"{floor} (difference {signed(field, above[name, field.floors[floor][name]])})" for floor in words]
     return f"it is not shown to beat {listed(spoken)}"
 
 
-def _signed(field: Field, found: Difference) -> str:
+def signed(field: Field, found: Difference) -> str:
+    """The amount with its sign."""
     return ("-" if found.value < 0 else "") + amount(field, found)
 
 

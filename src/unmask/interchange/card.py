@@ -104,8 +104,8 @@ class Facts:
         size = self.data.get("statistics", {}).get("size")
         return tuple(size) if size else None
 
-    def card(self, encoder: Encoder, library: str, use: str, difference: float, name: str) -> str:
-        """The text of README.md; `use`: lines of Python that run beside the folder `name`."""
+    def card(self, encoder: Encoder, library: str, use: str, difference: float, name: str, notes: Sequence[str] = ()) -> str:
+        """The text of README.md; `use`: lines of Python that run beside the folder `name`; `notes`: further limits."""
         text = front(library, self.license, self.method) + TEXT.format(
             name=name,
             summary=self.summary(encoder),
@@ -114,7 +114,7 @@ class Facts:
             data=self.pictures(encoder),
             settings=self.settings(encoder),
             evaluations=self.measured(),
-            limits=self.limits(encoder, library, difference),
+            limits=self.limits(encoder, library, difference, notes),
         )
         return text + FOOT.format(digest=digest(text))
 
@@ -151,13 +151,14 @@ class Facts:
         lines = ["| protocol | weights | metric | 95 % interval | pictures to learn from, to judge by | pooling | input |", "|---|---|---|---|---|---|---|"]
         return "\n".join(lines + [evaluation(row) for row in newest.values()])
 
-    def limits(self, encoder: Encoder, library: str, difference: float) -> str:
+    def limits(self, encoder: Encoder, library: str, difference: float, notes: Sequence[str]) -> str:
         height, width = encoder.img_size
         lines = [
             f"It was trained on the pictures above, at {height} × {width} pixels: on others, measure it before you rely on it.",
             "Features are not answers: a classifier on top has to be taught and tested on labelled pictures.",
             "What is unbalanced or missing in the pictures is so in the features; nobody has checked them for that.",
             f"Opened by {library}, its features differ by at most {small(difference)} from the trained encoder's.",
+            *(f"{note[0].upper()}{note[1:]}." for note in notes),
         ]
         if self.license is None:
             lines.append("No licence was stated when this card was written.")

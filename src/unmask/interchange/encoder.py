@@ -54,17 +54,17 @@ def load_encoder(
     `img_size` (height, width) other than the encoder's own: absolute places are interpolated as MAE does (bicubic, no
     antialiasing). `in_chans` and `patch_size` are a free choice for a random encoder only. `random=True` keeps the network
     and draws its weights anew from `seed`, with the initial values that a pre-training begins with. Of files that do not
-    say it, `heads` is the number of attention heads and `model` timm's name of the network. The load report of weights from
-    elsewhere is said line by line, and kept in `.report`. Raises `Refused`.
+    say it, `heads` is the number of attention heads and `model` timm's name of the network; the word itself may say them, too
+    (`fork.pth:heads=12`). The load report of weights from elsewhere is said line by line, and kept in `.report`. Raises `Refused`.
     """
     with torch.random.fork_rng(devices=[]):  # building networks draws numbers: the caller's generators stay where they are
-        kind, where, note = identify(name)
+        kind, where, note, told = identify(name)
         if note:
             say(note)
         if kind == "random":
             encoder = _random(_named(where, img_size, in_chans, patch_size), seed)
         else:
-            encoder = _opened(kind, where, in_chans, random, {"img_size": img_size, "heads": heads, "model": model})
+            encoder = _opened(kind, where, in_chans, random, {"img_size": img_size, "heads": heads or told.get("heads"), "model": model or told.get("model")})
             for line in encoder.report.lines() if encoder.report else ():
                 say(line)
             _check(name, encoder, in_chans, patch_size)

@@ -82,7 +82,7 @@ def _built(parts: Parts, network: Network, path: str, statistics: Mapping[str, A
 def _named(weights: Weights, img_size: Size, heads: int | None, model: str) -> Encoder:
     """The timm network of that name, filled with a file that timm wrote (or one with timm's names)."""
     if not timm.is_model(model.split(".")[0]):
-        raise Refused(f"--model: timm {timm.__version__} has no model '{model}'")
+        raise Refused(f"model={model}: timm {timm.__version__} has no model '{model}'")
     own: Any = timm.get_pretrained_cfg(model.split(".")[0])
     parts = take_apart(weights, plain=False)
     state, family = dict(parts.trunk), timm.model_entrypoint(model.split(".")[0]).__module__
@@ -160,12 +160,16 @@ def _function(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _statistics(folder: Path, kind: str) -> tuple[Mapping[str, Any], list[str]]:
-    """Mean and std of the preprocessor that belongs to the model, else those of its family."""
+    """Range, mean and std of the preprocessor that belongs to the model, else those of its family."""
     file = folder / "preprocessor_config.json"
     if file.is_file():
         words = json.loads(file.read_text(encoding="utf-8"))
+        if "unmask" in words:  # our own export: with the range of the stored numbers
+            return tuples(words["unmask"]), []
         if words.get("image_mean") and words.get("image_std"):
-            return {"mean": tuple(words["image_mean"]), "std": tuple(words["image_std"])}, []
+            factor = words.get("rescale_factor", 1 / 255) if words.get("do_rescale", True) else 1
+            mean, std = (tuple(words[key]) for key in ("image_mean", "image_std"))
+            return {"mean": mean, "std": std, "high": (round(1 / factor, 6),)}, []
     usual, whose = (HALF, "0.5, as Google's ViT has them,") if kind == "vit" else (dict(IMAGENET), "of ImageNet")
     return usual, [f"mean and std {whose} assumed: the folder has no preprocessor_config.json"]
 
@@ -195,4 +199,5 @@ def from_timm_folder(folder: Path) -> Encoder:
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
         raise Refused(f"timm cannot build {name} as {folder}/config.json says: {' '.join(str(error).split())[:200]}") from None
     fill_whole(trunk, state, folder)
-    return encoder_of(trunk, str(folder), {key: tuple(known[key]) for key in ("mean", "std") if key in known} or UNSAID)
+    known |= config.get("unmask", {})  # our own export says the range of the stored numbers too
+    return encoder_of(trunk, str(folder), UNSAID | {key: tuple(known[key]) for key in ("mean", "std", "low", "high") if key in known})

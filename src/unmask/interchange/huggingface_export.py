@@ -36,7 +36,7 @@ from unmask.interchange.witness import Exported, Witness, look
 
 OWN = frozenset({"config.json", "model.safetensors", "preprocessor_config.json", CARD})
 CLASSES = {"vit": "ViTModel", "ijepa": "IJepaModel", "dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel", "dinov3_vit": "DINOv3ViTModel"}
-ELSEWHERE = "; --to timm and --to onnx take every encoder"
+ELSEWHERE = "; --to onnx and --to timm take every encoder, and transformers opens timm's folder too (TimmWrapperModel, with timm installed)"
 BEHIND = ("head.", "fc_norm.", "attn_pool.")  # what stands behind forward_features
 NO_PLACE = {  # part of a key -> what no class of transformers computes
     "norm_pre.": "it has a norm before its blocks",
@@ -84,7 +84,7 @@ def export_huggingface(encoder: Encoder, out: str | Path, witness: Witness | Non
             raise Refused(f"transformers' {type(opened).__name__} finds no {missing[0]} in the folder{ELSEWHERE}")
         seen = look(lambda x: opened(pixel_values=x).last_hidden_state, witness.pictures)
         difference = witness.difference(seen, f"the folder, opened by transformers' {type(opened).__name__},")
-        write(folder / CARD, facts.card(encoder, "transformers", use_of(encoder, out.name, bool(processor)), difference, out.name).encode())
+        write(folder / CARD, facts.card(encoder, "transformers", use_of(encoder, out.name, bool(processor)), difference, out.name, said).encode())
     form = CLASSES[fitted.kind]
     return Exported(out, form, difference, (f"{out}: transformers opens it as {form}", *said, witness.say(out, difference)))
 
@@ -181,7 +181,7 @@ def config_of(kind: str, trunk: Any, encoder: Encoder) -> dict[str, Any]:
         "num_attention_heads": block.attn.num_heads,
         "hidden_act": activation(block.mlp),
         "layer_norm_eps": epsilon(trunk),
-        "image_size": square(encoder.img_size),
+        "image_size": max(encoder.img_size) if kind == "dinov3_vit" else square(encoder.img_size),  # DINOv3's takes any size; 4.x wants one number
         "patch_size": square(tuple(trunk.patch_embed.patch_size)),
         "num_channels": encoder.in_chans,
         "initializer_range": 0.02,

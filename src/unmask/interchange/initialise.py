@@ -116,15 +116,18 @@ def _by(sides: Sequence[int]) -> str:
 def _compare(state: Mapping[str, Tensor], opened: Encoder, trunk: Any, name: str) -> None:
     """Refuse the first difference between two networks that no fitting mends."""
     own = trunk.state_dict()
-    hint = "without --model, --width, --depth and --heads the network is that of the weights"
+    hint = "say no --model, --width, --depth or --heads, and the network is that of the weights"
     heads = [len(network.blocks) and network.blocks[0].attn.num_heads for network in (opened.model, trunk)]
     if heads[0] != heads[1]:
         raise Refused(f"--init {name} has {heads[0]} heads and this network {heads[1]}: {hint}")
     for key in [*state, *own]:
+        inside = ".mlp." in key or ".ls" in key or "attn.q" in key or key.startswith(("reg_token", "norm", "fc_norm"))
+        advice = "its blocks are not of a kind that --model names, so it can be measured but not pre-trained further" if inside else hint
         if key not in own or key not in state:
-            raise Refused(f"--init {name} {'has' if key in state else 'lacks'} {key}, and this network {'lacks' if key in state else 'has'} it: {hint}")
+            raise Refused(f"--init {name} {'has' if key in state else 'lacks'} {key}, and this network {'lacks' if key in state else 'has'} it: {advice}")
         if state[key].shape != own[key].shape:
-            raise Refused(f"--init {name} does not fit: {key} is {_by(state[key].shape)} there and {_by(own[key].shape)} here; {hint}")
+            advice = hint if state[WEIGHT].shape[0] != own[WEIGHT].shape[0] else advice
+            raise Refused(f"--init {name} does not fit: {key} is {_by(state[key].shape)} there and {_by(own[key].shape)} here; {advice}")
 
 
 def fill_decoder(learner: nn.Module, name: str) -> list[str]:
@@ -157,7 +160,7 @@ def fill_decoder(learner: nn.Module, name: str) -> list[str]:
 
 def _decoder_of(name: str) -> tuple[dict[str, Tensor], int]:
     """The decoder that a source holds, by our names, and its heads; nothing where it holds none or one with places of its own."""
-    kind, where, _ = identify(name)
+    kind, where, _, told = identify(name)
     if kind in ("encoder file", "learner file"):
         beside = Path(where).with_name("model.safetensors")
         state, words = read_safetensors(beside if beside.is_file() else Path(where))
@@ -174,7 +177,7 @@ def _decoder_of(name: str) -> tuple[dict[str, Tensor], int]:
     if kind in ("checkpoint file", "encoder file"):
         parts = official.take_apart(read(where))
         width = parts.decoder["mask_token"].shape[-1] if parts.decoder else 0
-        return _named(parts.decoder, tuple(parts.trunk[WEIGHT].shape[2:])), width // 32
+        return _named(parts.decoder, tuple(parts.trunk[WEIGHT].shape[2:])), told.get("decoder_heads") or width // 32
     return {}, 0
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from unmask.errors import Refused
 
@@ -18,6 +19,32 @@ class Named(NamedTuple):
     kind: Literal["timm", "random", "encoder file", "checkpoint file", "learner file", "timm folder", "hugging face folder"]
     where: str
     note: str = ""  # what a person should know about the choice; empty when nothing is unusual
+    said: dict[str, Any] = {}  # what the word adds to a file that does not tell it: `fork.pth:heads=12`
+
+
+SAID: dict[str, Callable[[str], Any]] = {  # what may stand behind a file, and how it is read
+    "heads": int,
+    "decoder_heads": int,
+    "model": str,
+    "norm_pix": {"yes": True, "no": False}.__getitem__,
+}
+
+
+def parted(word: str) -> tuple[str, dict[str, Any]]:
+    """A word `FILE:heads=12,model=NAME` as its file and what it says of it; any other word as it is."""
+    path, colon, rest = word.rpartition(":")
+    if not colon or "=" not in rest or Path(word).exists() or not path:
+        return word, {}
+    said: dict[str, Any] = {}
+    for one in rest.split(","):
+        name, _, value = one.partition("=")
+        if name not in SAID:
+            raise Refused(f"'{word}': after a file may stand {', '.join(SAID)}, such as {path}:heads=12; not '{name}'")
+        try:
+            said[name] = SAID[name](value)
+        except (ValueError, KeyError):
+            raise Refused(f"'{word}': {name} is {'yes or no' if name == 'norm_pix' else 'a number'}, not '{value}'") from None
+    return path, said
 
 
 def identify(name: str | Path) -> Named:
@@ -28,6 +55,7 @@ def identify(name: str | Path) -> Named:
         if not rest:
             raise Refused(f"ENCODER '{word}' lacks the model's name: {prefix}:vit_small_patch16_224")
         return Named(prefix, rest)  # type: ignore[arg-type]
+    word, said = parted(word)
     path = Path(word).expanduser()
     if path.is_dir():
         return _folder(path)
@@ -38,9 +66,9 @@ def identify(name: str | Path) -> Named:
         if kind is not None:
             return Named(kind, str(path.parent))
     if path.suffix == ".safetensors":
-        return Named("learner file" if path.name == "model.safetensors" else "encoder file", str(path))
+        return Named("learner file" if path.name == "model.safetensors" else "encoder file", str(path), said=said)
     if path.suffix in CHECKPOINTS or path.name.endswith(".pth.tar"):
-        return Named("checkpoint file", str(path))
+        return Named("checkpoint file", str(path), said=said)
     raise Refused(f"ENCODER '{word}' is a {path.suffix or 'nameless'} file: give {FORMS}")
 
 

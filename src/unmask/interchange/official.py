@@ -99,7 +99,7 @@ def take_apart(weights: Weights, plain: bool = True) -> Parts:
     if plain and family is not None:
         raise Refused(
             f"{path} holds {family}: this version opens plain vision transformers (MAE, DINO, DINOv2, iBOT, MoCo v3, I-JEPA, DeiT, Pixio); "
-            "timm's own files of other networks with --model NAME"
+            "timm's own files of other networks as FILE:model=NAME"
         )
     if any(".layernorm_before." in name or name.endswith("embeddings.cls_token") for name in state):
         raise Refused(f"{path} has Hugging Face's names: give the folder that holds it and its config.json, which says the sizes")
@@ -127,7 +127,7 @@ def _prefix(weights: Weights, plain: bool) -> str:
     found = [name.removesuffix(tail) for name in weights.state if name.endswith(tail)]
     if not found and plain:
         some = ", ".join(list(weights.state)[:4])
-        raise Refused(f"{weights.path} is no vision transformer: it has no {tail} (it has {some}, …); of another network say --model NAME")
+        raise Refused(f"{weights.path} is no vision transformer: it has no {tail} (it has {some}, …); of another network say FILE:model=NAME")
     rank = lambda prefix: (next((place for word, place in BETTER if word in prefix), 1), len(prefix))  # noqa: E731
     return min(found, key=rank) if found else ""
 
@@ -142,9 +142,9 @@ def _renamed(trunk: dict[str, Tensor], path: str) -> dict[str, Tensor]:
         ours[name] = value
     unknown = [name for name in ours if not PLAIN.fullmatch(name)]
     if unknown:
-        raise Refused(f"{path} has {shortly(unknown)}, which no plain vision transformer has: what it computes is not known; if timm has the network, say --model NAME")
+        raise Refused(f"{path} has {shortly(unknown)}, which no plain vision transformer has: what it computes is not known; if timm has the network, say FILE:model=NAME")
     if "pos_embed" not in ours:
-        raise Refused(f"{path} has no table of places (pos_embed): it is no MAE or other plain vision transformer; of another network that timm has say --model NAME")
+        raise Refused(f"{path} has no table of places (pos_embed): it is no MAE or other plain vision transformer; of another network that timm has say FILE:model=NAME")
     if registers:  # DINOv2: registers have no place, the class token's is added to it
         ours["cls_token"] = ours["cls_token"] + ours["pos_embed"][:, :1]
         ours["pos_embed"] = ours["pos_embed"][:, 1:]

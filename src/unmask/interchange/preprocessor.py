@@ -1,14 +1,16 @@
 """preprocessor_config.json: the processor of transformers that comes nearest to what evaluation does.
 
 Evaluation resizes a picture to cover the input over .875 (above 224 pixels: the input itself) and cuts the centre;
-transformers' BitImageProcessor resizes the shorter side and cuts the centre, which is the same for a square input.
+transformers' BitImageProcessor resizes the shorter side and cuts the centre, which is the same for a square input but for the rounding of
+a half: where evaluation, as torchvision, takes the even pixel, transformers takes the lower one. With `backend="pil"` the pixels are
+then equal, with torchvision's resize (the default) within a hundredth of a grey level on average.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from unmask.interchange.timm import Encoder
+from unmask.interchange.timm import Encoder, sight_of
 
 BICUBIC = 3  # Pillow's number
 EXACT = "unmask.load_transform gives evaluation's own pixels"
@@ -39,7 +41,7 @@ def preprocessor(encoder: Encoder, exact: bool = False) -> tuple[dict[str, Any],
     if eight_bit:
         config |= {"do_rescale": True, "rescale_factor": 1 / 255, "image_mean": list(encoder.mean), "image_std": list(encoder.std)}
     else:
-        config |= {"do_rescale": False} | folded(encoder)
+        config |= {"do_rescale": False} | folded(encoder) | sight_of(encoder)
         said.append(f"its processor takes numbers as they are stored, and does not cut them to the measured range: {EXACT}")
     if encoder.in_chans not in (1, 3, 4):
         said.append(f"transformers' processor wants input_data_format said for pictures of {encoder.in_chans} channels: {EXACT}")
@@ -49,6 +51,8 @@ def preprocessor(encoder: Encoder, exact: bool = False) -> tuple[dict[str, Any],
         said.append(f"its processor takes pictures of {height} x {width} as they are, and zooms on no others")
     elif height != width:
         said.append(f"its processor cuts tighter than evaluation, for a {height} x {width} input is not square: {EXACT}")
+    else:
+        said.append(f"its processor cuts the centre as evaluation does, in some pictures one pixel beside it: {EXACT}")
     return config, tuple(said)
 
 

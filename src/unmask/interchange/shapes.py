@@ -48,7 +48,7 @@ def network_of(state: Mapping[str, Tensor], path: str, img_size: tuple[int, int]
     if own != width:
         raise Refused(f"{path} has places of width {own} beside blocks of width {width}: SatMAE's network for dates, or another that this version does not open")
     if "norm_pre.weight" in state:
-        raise Refused(f"{path} has a norm before its blocks, as CLIP's networks have, whose activation no shape tells: say --model NAME")
+        raise Refused(f"{path} has a norm before its blocks, as CLIP's networks have, whose activation no shape tells: say FILE:model=NAME")
     grid, embedded = _grid(rows, prefix, patch, img_size, path)
     hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
     size, usual, doubt = PUBLISHED.get((width, depth), ("", 0, True))
@@ -126,11 +126,11 @@ def _heads(width: int, said: int | None, hint: int | None, usual: int, doubt: bo
     heads = said or hint or usual or max(1, round(width / 64))
     if width % heads:
         if said:
-            raise Refused(f"--heads {heads} does not divide the width {width}")
+            raise Refused(f"heads={heads} does not divide the width {width}")
         heads = next(count for count in range(heads, 0, -1) if width % count == 0)
     if said or hint or not doubt:
         return heads, []
-    return heads, [f"{heads} heads assumed, {width // heads} columns each: the file does not tell (--heads says another)"]
+    return heads, [f"{heads} heads assumed, {width // heads} columns each: the file does not tell (FILE:heads=N says another)"]
 
 
 def _ratio(hidden: int, width: int) -> float:

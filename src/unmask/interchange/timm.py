@@ -52,6 +52,13 @@ class Encoder:
     tile: int | None = None
 
 
+def sight_of(encoder: Encoder) -> dict[str, dict[str, list[float]]]:
+    """How stored numbers that are not 8 bits become the input, under `unmask`, for files whose own words say mean and std only; else nothing."""
+    if encoder.mean is None or encoder.std is None or (set(encoder.low) == {0.0} and set(encoder.high) == {255.0}):
+        return {}
+    return {"unmask": {name: list(vars(encoder)[name]) for name in ("low", "high", "mean", "std")}}
+
+
 def describe(trunk: Any, meta: Mapping[str, Any] | None = None) -> dict[str, str]:
     """The metadata strings of a file that holds `trunk`: what timm needs to build it again, with `meta` (mean, std, low, high, …) added."""
     kwargs = dict(vars(trunk).get("unmask_kwargs") or _arguments(trunk))

@@ -13,12 +13,13 @@ from typing import Any
 import timm
 from safetensors.torch import load, save
 
-from unmask.errors import Refused
+from unmask.errors import Failed, Refused
 from unmask.interchange.card import CARD, MODES, Facts, ordinary, refuse_edited, tensor_line
-from unmask.interchange.timm import Encoder, describe, plain, rebuild, whole_folder, write
+from unmask.interchange.timm import Encoder, describe, plain, rebuild, sight_of, whole_folder, write
 from unmask.interchange.witness import Exported, Witness, look
 
 OWN = frozenset({"config.json", "model.safetensors", CARD})
+ELSEWHERE = ("num_classes", "norm_eps")  # said at the top, where transformers' TimmWrapperModel looks too; and what timm has no word for
 USE = """\
 import timm
 {first}
@@ -43,9 +44,16 @@ def export_timm(encoder: Encoder, out: str | Path, witness: Witness | None = Non
         write(folder / "model.safetensors", save(tensors_of(encoder), metadata={"format": "pt"}))
         write(folder / "config.json", (json.dumps(config_of(encoder), indent=2) + "\n").encode())
         opened = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
-        difference = witness.difference(look(opened.forward_features, witness.pictures), "the folder, opened by timm,")
+        seen, eps = look(opened.forward_features, witness.pictures), encoder.kwargs.get("norm_eps")
+        try:
+            difference = witness.difference(seen, "the folder, opened by timm,")
+        except Failed:
+            if eps is None:
+                raise
+            raise Refused(f"timm has no word for the epsilon of norms: it would take 1e-06 where these have {eps:g}; --to safetensors keeps it") from None
         write(folder / CARD, facts.card(encoder, "timm", use_of(encoder, out.name), difference, out.name).encode())
-    return Exported(out, type(encoder.model).__name__, difference, (witness.say(out, difference),))
+    said = () if eps is None else (f"{out}: timm takes 1e-06 as the epsilon of norms where these have {eps:g}",)
+    return Exported(out, type(encoder.model).__name__, difference, (*said, witness.say(out, difference)))
 
 
 def use_of(encoder: Encoder, name: str) -> str:
@@ -63,7 +71,7 @@ def config_of(encoder: Encoder) -> dict[str, Any]:
         "num_classes": 0,
         "num_features": encoder.model.num_features,
         "global_pool": encoder.model.global_pool,
-        "model_args": plain({key: value for key, value in encoder.kwargs.items() if key != "norm_eps"}),
+        "model_args": plain({key: value for key, value in encoder.kwargs.items() if key not in ELSEWHERE}),
         "pretrained_cfg": {
             "input_size": [encoder.in_chans, height, width],
             "fixed_input_size": False,
@@ -77,7 +85,7 @@ def config_of(encoder: Encoder) -> dict[str, Any]:
             "tag": "unmask",
         }
         | statistics,
-    }
+    } | sight_of(encoder)
 
 
 def export_safetensors(encoder: Encoder, out: str | Path, witness: Witness | None = None, facts: Facts | None = None) -> Exported:

@@ -73,7 +73,7 @@ def export_vitmae(whole: Whole, encoder: Encoder, out: str | Path, pictures: Ten
             raise Refused(f"transformers' {CLASS} finds no {missing[0]} in the folder")
         difference, losses = compare(whole, opened, grid, pictures)
         use = USE.format(name=out.name, in_chans=encoder.in_chans, side=encoder.img_size[0])
-        write(folder / CARD, facts.card(encoder, "transformers", use, difference, out.name).encode())
+        write(folder / CARD, facts.card(encoder, "transformers", use, difference, out.name, lines).encode())
     answer = f"its answers for hidden patches differ by at most {small(difference)} from the run's, its loss is {losses[0]:.6f} where the run's is {losses[1]:.6f}"
     return Exported(out, CLASS, difference, (f"{out}: transformers opens it as {CLASS}", *lines, f"{out}: {answer} ({len(pictures)} {said}, the same noise)"))
 

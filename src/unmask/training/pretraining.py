@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from unmask import seeds
 from unmask.data.loader import Pictures
@@ -17,6 +16,7 @@ from unmask.data.sources import Source, open_source
 from unmask.data.statistics import Format, survey
 from unmask.errors import Refused
 from unmask.interchange.encoder import describe, load_encoder, save_encoder
+from unmask.interchange.initialise import fill, fill_decoder
 from unmask.load import metadata_of
 from unmask.methods import find
 from unmask.model import Learner
@@ -38,7 +38,8 @@ class Pretraining(Task):
         recipe, said = plan.choose(started(recipe), len(source), format)
         said = [f"{len(source):,} pictures in {recipe.data}", *source.said, *format.said, *said]
         kept = described(source, format)
-        learner = self.build(recipe, kept)
+        learner, filled = begun(recipe, kept)
+        said += filled
         recipe, more = plan.sized(recipe, learner)
         said += more
         pace = plan.pace(learner, pictures_of(recipe, source, format, None), recipe.train, recipe.input.workers or 0)
@@ -56,17 +57,7 @@ class Pretraining(Task):
         return source.fingerprint, len(source)
 
     def build(self, recipe: Recipe, kept: Mapping[str, Any]) -> Learner:
-        seeds.reseed(recipe.train.seed, "init")
-        method = find(recipe.name)(**vars(recipe.method))  # the recipe's own was made without importing its file
-        learner = method.build(**words_of(recipe))
-        trunk = trunk_of(learner)
-        if recipe.trunk.init is not None:
-            if trunk is None:
-                raise Refused(f"--init fills an encoder, and {recipe.name} has none")
-            fill(trunk, recipe)
-        if recipe.trunk.activation_checkpointing and trunk is not None:
-            trunk.set_grad_checkpointing(True)
-        return learner
+        return begun(recipe, kept)[0]
 
     def feed(self, recipe: Recipe, kept: Mapping[str, Any], data: Any = None, quarantine: Path | None = None) -> Pictures:
         return pictures_of(recipe, opened(recipe, data), format_of(kept), quarantine)
@@ -128,11 +119,26 @@ def started(recipe: Recipe) -> Recipe:
     trunk = recipe.trunk
     if trunk.init is None or trunk.model is not None:
         return recipe
-    opened = load_encoder(trunk.init)
+    opened = load_encoder(trunk.init, heads=trunk.heads, say=lambda line: None)  # the report follows when the network is filled
     sizes = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "patch_size": "patch_size"}
     own = opened.model.unmask_kwargs
     given = {name: own[theirs] for name, theirs in sizes.items() if getattr(trunk, name) is None and own.get(theirs) is not None}
     return replace(recipe, trunk=replace(trunk, model=opened.name, img_size=trunk.img_size or opened.img_size, **given))
+
+
+def begun(recipe: Recipe, kept: Mapping[str, Any]) -> tuple[Learner, list[str]]:
+    """The learner of step 0, and a line for each thing that `--init` put into it or left out."""
+    seeds.reseed(recipe.train.seed, "init")
+    method = find(recipe.name)(**vars(recipe.method))  # the recipe's own was made without importing its file
+    learner = method.build(**words_of(recipe))
+    trunk, init, said = trunk_of(learner), recipe.trunk.init, list[str]()
+    if init is not None:
+        if trunk is None:
+            raise Refused(f"--init fills an encoder, and {recipe.name} has none")
+        said = fill(trunk, init, statistics_of(recipe, kept), recipe.trunk.heads) + fill_decoder(learner, init)
+    if recipe.trunk.activation_checkpointing and trunk is not None:
+        trunk.set_grad_checkpointing(True)
+    return learner, said
 
 
 def words_of(recipe: Recipe) -> dict[str, Any]:
@@ -140,15 +146,3 @@ def words_of(recipe: Recipe) -> dict[str, Any]:
     trunk = recipe.trunk
     sizes = {name: getattr(trunk, name) for name in ("width", "depth", "heads") if getattr(trunk, name) is not None}
     return {"model": trunk.model, "img_size": trunk.img_size, "in_chans": trunk.in_chans, "patch_size": trunk.patch_size, **sizes}
-
-
-def fill(trunk: nn.Module, recipe: Recipe) -> None:
-    """Put the weights of `--init` into the trunk, all of them or none."""
-    init, model = recipe.trunk.init, recipe.trunk.model
-    opened = load_encoder(init, img_size=recipe.trunk.img_size)
-    try:
-        missing, unknown = trunk.load_state_dict(opened.model.state_dict(), strict=False)
-    except RuntimeError as error:
-        raise Refused(f"--init {init} does not fit {model}: {str(error).splitlines()[-1].strip()}") from None
-    if missing or unknown:
-        raise Refused(f"--init {init} does not fit {model}: missing {missing[:5]}, unknown {unknown[:5]}")

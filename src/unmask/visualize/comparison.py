@@ -20,7 +20,7 @@ from unmask.run.folder import write_whole
 from unmask.visualize import page
 from unmask.visualize.neighbours import thumbnails
 
-SHOWN = 12  # pictures of a side on which two encoders disagree
+SHOWN = 10  # pictures of a side on which two encoders disagree
 MANY = 40  # classes above which a table by class says nothing any more
 PROTOCOL = {"knn": "kNN", "linear": "linear probe", "finetune": "fine-tuned"}
 
@@ -29,7 +29,7 @@ def write(found: Comparison, told: dict[str, Any], judging: Pictures, out: Path)
     """Write the page about a comparison; `told` is what it says in plain values, `judging` the pictures as the first encoder sees them."""
     names = [row["name"] for row in told["table"] if row["kind"] == "encoder"]
     body = [
-        page.section("In words", page.findings([(_mark(told), told["verdict"]), *_also(told)])),
+        page.section("In words", page.findings([(_mark(told), told["verdict"]), *_also(told)], first=True)),
         page.section("The table", _table(told)),
         page.section("Differences", _differences(told)),
         page.section("Where they differ", _disputes(found, told, judging)),
@@ -76,35 +76,42 @@ def _protocols(told: dict[str, Any]) -> list[str]:
 
 
 def _table(told: dict[str, Any]) -> str:
-    """A line an entrant, the best first, the floors below; every figure with its interval on one scale."""
-    metric, protocols = told["metric"], _protocols(told)
+    """A line an entrant, the best first, the floors below with hollow marks; every figure with its interval on one scale."""
+    metric, protocols, deciding = told["metric"], _protocols(told), told["deciding"]
 
     def place(row: dict[str, Any]) -> tuple[bool, float]:
-        value = row[told["deciding"]][metric]
+        value = row.get(deciding, {}).get(metric)
         return row["kind"] != "encoder", -(value if value is not None else -math.inf)
 
     rows = sorted(told["table"], key=place)
-    bounds = [bound for row in rows for protocol in protocols for bound in row[protocol]["interval"] if bound is not None]
+    bounds = [bound for row in rows for protocol in protocols for bound in row.get(protocol, {}).get("interval") or ()]
     step = 10 if metric == "top1" else 0.1
-    left, right = step * math.floor(min(bounds) / step), step * math.ceil(max(bounds) / step)
+    left, right = max(step * math.floor(min(bounds, default=0) / step), -1.0), step * math.ceil(max(bounds, default=1) / step)
     cells = []
-    for row in rows:
-        name = escape(row["name"])
-        line = [f"<b>{name}</b>" if row["kind"] == "encoder" else f'<span style="color:var(--quiet)">{name}</span>', escape(row["model"] or "")]
+    for at, row in enumerate(rows):
+        name, encoder = escape(row["name"]), row["kind"] == "encoder"
+        line = [name if encoder else f'<span style="color:var(--quiet);font-weight:400">{name}</span>', escape(row["model"] or "")]
         for protocol in protocols:
-            made = row[protocol]
-            value, (low, high) = made[metric], made["interval"]
-            if value is None or low is None or high is None:
-                line += [_number(told, value), ""]
-                continue
-            digits = 1 if metric == "top1" else 3
-            line += [_whole(f"{_number(told, value)}<br><span style='color:var(--quiet);font-size:14px'>{low:.{digits}f} to {high:.{digits}f}</span>"), page.whisker(value, low, high, left, right)]
-        cells.append([*line, escape(str(row[told["deciding"]].get("pooling", "")))])
+            made = row.get(protocol)
+            if made is None:
+                line += ["", ""]
+            elif made[metric] is None or not made["interval"]:
+                line += [_number(told, made[metric]), ""]
+            else:
+                value, low, high = (max(number, left) for number in (made[metric], *made["interval"]))
+                line += [_figure(told, made), page.whisker(value, low, high, left, right, at if encoder else len(told["table"]), not encoder)]
+        cells.append(line)
     scale = f"{left:g} to {right:g} %" if metric == "top1" else f"{left:.1f} to {right:.1f}"
-    head = ["", "network", *(word for protocol in protocols for word in (PROTOCOL.get(protocol, protocol), scale)), "pooling"]
+    head = ["", "network", *(word for protocol in protocols for word in (PROTOCOL.get(protocol, protocol), scale))]
     what = {"top1": "Right answers", "auroc": "Area under the ROC curve, the mean of all tags", "r2": "R², the mean of all numbers"}[metric]
     says = f"{what}, with its 95 % interval. The floors below the encoders are what random weights and plain colour reach."
     return page.table(head, cells, says)
+
+
+def _figure(told: dict[str, Any], made: dict[str, Any]) -> str:
+    (low, high), digits = made["interval"], 1 if told["metric"] == "top1" else 3
+    under = f"<span style='color:var(--quiet);font-size:14px'>{low:.{digits}f} to {high:.{digits}f}</span>"
+    return _whole(f"{_number(told, made[told['metric']])}<br>{under}")
 
 
 def _differences(told: dict[str, Any]) -> str:
@@ -186,7 +193,7 @@ def _dispute(found: Comparison, protocol: str, pair: tuple[str, str], judging: P
 
 def _card(found: Comparison, protocol: str, pair: Sequence[str], row: int, image: Image.Image) -> str:
     """A picture with the truth and what is answered to it; of classes only the wrong answer, for the other is the truth."""
-    truth, answers = found.spoken(row), {name: found.spoken(row, found.answers[protocol][name]) for name in pair}
+    truth, answers = found.spoken(row), {name: found.spoken(row, found.belief(protocol, name)) for name in pair}
     said = [f"{name}: {answer}" for name, answer in answers.items()]
     if found.task == "classes":
         said = [f"taken for {next((answer for answer in answers.values() if answer != truth), truth)}"]
@@ -216,7 +223,7 @@ def _by_class(found: Comparison, told: dict[str, Any]) -> str:
         line = [f"<b>{share:.0f} %</b>" if share == best and shares.count(best) == 1 else f"{share:.0f} %" for share in shares]
         cells.append([escape(name), f"{len(rows):,}", *line])
     says = "The share of right answers. A class has few pictures: a difference in one line means little unless many lines agree."
-    return page.table(["class", "pictures", *encoders], cells, says)
+    return page.table(["class", "pictures", *map(escape, encoders)], cells, says)
 
 
 def _settings(told: dict[str, Any]) -> list[tuple[str, str]]:
