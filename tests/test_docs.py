@@ -160,8 +160,13 @@ def test_recipes_parse(recipe):
     from unmask.recipe import settle
 
     head = recipe.read_text(encoding="utf-8")
-    assert re.search(r"^#   unmask pretrain --config recipes/" + recipe.name, head, re.M) and "Hours" in head and "Expected" in head
     settled = settle(None, "photos/", recipe, {})
+    command = "evaluate finetune" if settled.name == "finetune" else "pretrain"
+    assert re.search(rf"^#   unmask {command} --config recipes/" + recipe.name, head, re.M) and "Hours" in head and "Expected" in head
+    if settled.name == "finetune":
+        assert settled.train.batch_size == 1024 and settled.train.min_lr == 1e-6 and settled.train.betas == (0.9, 0.999) and settled.method.mixup == 0.8
+        assert (settled.train.base_lr, settled.method.layer_decay) == ((5e-4, 0.65) if "base" in recipe.name else (1e-3, 0.75))
+        return
     assert settled.name == "mae" and settled.train.batch_size == 4096 and settled.train.base_lr == 1.5e-4
     names.check(settled.trunk.model)
 

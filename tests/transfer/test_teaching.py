@@ -201,3 +201,40 @@ def test_wrong_words_are_refused_in_one_line(words, said, capsys, tmp_path, monk
     assert cli.main(words) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def labelled(folder: Path, data: Path, labels) -> Path:
+    """The same pictures with other labels."""
+    import numpy as np
+
+    np.savez(folder / "x.npz", images=np.load(data)["images"], labels=labels)
+    return folder / "x.npz"
+
+
+def test_tags_are_learnt_each_by_itself(encoder, data, tmp_path):
+    import numpy as np
+
+    number = np.arange(80) % 4
+    tags = np.stack([number == 0, number <= 1, number == 3], 1).astype(np.float32)
+    tags[::7, 1] = np.nan
+    words = {"steps": 80, "mixup": 0, "cutmix": 0, "drop_path": 0, "randaugment": 0, "erasing": 0, "lr": 2e-3}
+    row = finetune(encoder, labelled(tmp_path, data, tags), tmp_path / "run", **words, task="tags")
+    assert row["kind"] == "tags" and row["metric"] == "auroc" and row["auroc"] > 0.8 and "map" in row
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any("auroc" in r for r in rows) and not any("majority" in r for r in rows)
+    answers = unmask.load(tmp_path / "run").predict(torch.zeros(2, 3, 32, 32))
+    assert answers.shape == (2, 3) and ((answers > 0) & (answers < 1)).all()
+
+
+def test_numbers_are_learnt_in_their_own_units(encoder, data, tmp_path, capsys):
+    import numpy as np
+
+    pictures = np.load(data)["images"].astype(np.float32)
+    red = 1000 + 50 * pictures[..., 0].mean((1, 2)) / 255
+    numbers = np.stack([red, pictures[..., 1].mean((1, 2))], 1).astype(np.float32)
+    words = {name: value for name, value in QUICK.items() if name not in ("mixup", "cutmix", "drop_path")} | {"steps": 100, "lr": 2e-3, "ema": 0.9}
+    row = api.evaluate("finetune", encoder, str(labelled(tmp_path, data, numbers)), out=tmp_path / "run", paper=True, epochs=None, **words, task="numbers")
+    assert "mixup 0, cutmix 0: a mixture of two pictures does not have the mean" in capsys.readouterr().out
+    assert row["kind"] == "numbers" and row["metric"] == "r2" and row["r2"] > 0.3 and "r2_average" in row
+    answers = unmask.load(tmp_path / "run").predict(torch.zeros(2, 3, 32, 32))
+    assert answers.shape == (2, 2) and (answers[:, 0] > 900).all() and (answers[:, 1] < 300).all()

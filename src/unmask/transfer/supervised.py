@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +89,7 @@ def asked_of(labels: Labels, rows: Sequence[int]) -> Asked:
     return Asked("numbers", list(labels.names), (np.nanmean(values, axis=0).tolist(), np.where(std > 0, std, 1.0).tolist()))
 
 
-def said_of(asked: Asked, teach: int, judge: int, chosen: str, words: dict[str, Any]) -> str:
+def said_of(asked: Asked, teach: int, judge: int, chosen: str, shots: int | None, share: float | None) -> str:
     """A line: how many pictures teach and judge."""
-    fewer = f" ({words['shots']} of each class)" if words.get("shots") else f" ({words['share']:.3g} of each class)" if words.get("share") else ""
+    fewer = f" ({shots} of each class)" if shots else f" ({100 * share:.3g} % of {'each class' if asked.kind == 'classes' else 'all'})" if share else ""
     return f"{teach:,} pictures teach{fewer}, {judge:,} judge ({chosen}); {len(asked.names):,} {asked.kind}"

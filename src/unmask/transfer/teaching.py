@@ -48,7 +48,7 @@ class Teaching(Task):
         encoder, format, said = begun(recipe, source)
         recipe = replace(recipe, trunk=replace(recipe.trunk, img_size=encoder.img_size, in_chans=encoder.in_chans), input=replace(recipe.input, tile=encoder.tile))
         feed, chosen = taught(recipe, source, format)
-        said += [*source.said, said_of(feed.asked, len(feed), len(feed.judge), chosen, vars(recipe.input))]
+        said += [*source.said, said_of(feed.asked, len(feed), len(feed.judge), chosen, recipe.input.shots, recipe.input.share)]
         recipe, more = choice.choose(recipe, len(feed), encoder.model.embed_dim)
         said += more
         kept = described(recipe, feed, format, encoder)
