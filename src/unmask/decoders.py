@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from functools import partial
+from itertools import pairwise
 
 import torch
 from timm.models.vision_transformer import Block
@@ -52,12 +53,12 @@ class Transformer(Decoder):
     attention minds no order. In the last block only those rows are computed.
     """
 
-    def __init__(self, encoder_width: int, out: int, grid: tuple[int, ...], width: int = 512, depth: int = 8, heads: int = 16):
+    def __init__(self, encoder_width: int, out: int, grid: tuple[int, ...], width: int = 512, depth: int = 8, heads: int = 16, mlp_ratio: float = 4.0):
         super().__init__()
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.embed = nn.Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.blocks = nn.ModuleList([Block(width, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)])
+        self.blocks = nn.ModuleList([Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)])
         self.norm = norm(width)
         self.predict = nn.Linear(width, out)
         self.grid = tuple(grid)
@@ -87,6 +88,34 @@ def last_rows(block: Block, x: Tensor, rows: int) -> Tensor:
     y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, rows, D)  # (B, M, D)
     x = x[:, -rows:] + attention.proj(y)
     return x + block.mlp(block.norm2(x))
+
+
+class Convolutions(Decoder):
+    """Visible features back on their grid, faint noise elsewhere, and a few grouped convolutions over it (data2vec 2.0, section 3.2).
+
+    No mask token and no places: what a hidden patch is comes from its neighbours. A layer: convolution, norm over channels without scale and
+    shift, GELU, plus its input where the width stays (fairseq, modalities/modules.py, Decoder2d). The noise is drawn while training only.
+    """
+
+    def __init__(self, encoder_width: int, out: int, width: int, depth: int = 6, kernel: int = 3, groups: int = 16, noise: float = 0.01):
+        super().__init__()
+        widths = [encoder_width, *[width] * depth]
+        self.layers = nn.ModuleList(nn.Conv2d(before, after, kernel, padding=kernel // 2, groups=groups) for before, after in pairwise(widths))
+        self.predict = nn.Linear(width, out)
+        self.noise = noise
+
+    def fill(self, like: Tensor) -> Tensor:
+        """What stands where nothing is seen."""
+        return torch.randn_like(like) * self.noise if self.training and self.noise else torch.zeros_like(like)
+
+    def forward(self, features, mask):
+        hidden = self.fill(features.patches.new_empty(*mask.masked_ids.shape, features.patches.shape[-1]))  # (B, M, D)
+        x = mask.join(features.patches, hidden).transpose(1, 2).unflatten(2, mask.grid)  # (B, D, H, W)
+        for layer in self.layers:
+            y = layer(x).movedim(1, -1)  # (B, H, W, D)
+            y = F.gelu(F.layer_norm(y, y.shape[-1:])).movedim(-1, 1)
+            x = x + y if x.shape == y.shape else y
+        return self.predict(mask.masked(x.flatten(2).transpose(1, 2)))  # (B, M, out)
 
 
 def patch_values(patch: tuple[int, ...], in_chans: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,3 +16,13 @@ def mse(prediction: Tensor, truth: Tensor) -> Tensor:
 def l1(prediction: Tensor, truth: Tensor) -> Tensor:
     """Mean absolute error of each row (SimMIM)."""
     return F.l1_loss(prediction.float(), truth, reduction="none").mean(-1)
+
+
+def smooth_l1(prediction: Tensor, truth: Tensor, beta: float = 1.0) -> Tensor:
+    """Mean over each row of d²/2β below β and |d| − β/2 above (data2vec with β 2, I-JEPA with 1)."""
+    return F.smooth_l1_loss(prediction.float(), truth, beta=beta, reduction="none").mean(-1)
+
+
+def summed_square(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Squared error of each row, summed over its columns and divided by the root of their number (data2vec 2.0)."""
+    return F.mse_loss(prediction.float(), truth, reduction="none").sum(-1) / math.sqrt(truth.shape[-1])

@@ -168,4 +168,107 @@ class Block(Masking):
         return covered
 
 
-STRATEGIES: dict[str, type[Masking]] = {"random": Random, "block": Block, "grid": Grid}
+class InverseBlock(Masking):
+    """Squares that stay *visible*, and everything else masked: exactly as many patches as the ratio says (data2vec 2.0, section 3.3).
+
+    Centres are drawn with replacement, squares are cut at the border; then patches are added or taken away at random up to
+    the count. `adjust` is how much more than what stays visible the squares would cover if they did not overlap
+    (fairseq, data_utils.py, compute_block_mask_2d).
+    """
+
+    def __init__(self, ratio: Ratio | float | str = 0.8, side: int = 3, adjust: float = 0.07):
+        super().__init__(ratio)
+        self.side, self.adjust = side, adjust
+
+    def squares(self, N: int) -> int:
+        """How many are drawn on a grid of N patches."""
+        return max(1, int(N * (1 - self.now + self.adjust) / self.side**2))
+
+    def draws(self, grid):
+        N = math.prod(grid)
+        return int(N * (1 + self.adjust) / self.side**2) + 1 + N  # for any ratio of a schedule
+
+    def __call__(self, grid, noise, scores=None):
+        if len(grid) != 2:
+            raise ValueError(f"inverse block masking is for pictures, not for a grid of {len(grid)} axes")
+        (H, W), N = grid, math.prod(grid)
+        centres = (noise[:, : self.squares(N)] * N).long()  # (B, squares)
+        before, after = self.side // 2, self.side - 1 - self.side // 2
+        rows, columns = torch.arange(H, device=noise.device), torch.arange(W, device=noise.device)
+        down, across = rows - (centres // W).unsqueeze(-1), columns - (centres % W).unsqueeze(-1)  # (B, squares, H), (B, squares, W)
+        down, across = (down >= -before) & (down <= after), (across >= -before) & (across <= after)
+        seen = (down.unsqueeze(-1) & across.unsqueeze(-2)).any(1).flatten(1)  # (B, N)
+        return highest((~seen).long() + noise[:, -N:], self.keep(N), grid)
+
+
+class MultiBlock(Masking):
+    """Several rectangles to predict, and one large one to look at, without them (I-JEPA, section 4 and masks/multiblock.py).
+
+    Once a step: one number for area *and* height over width of the targets (large ones are tall), one for the area of the square context.
+    Places are drawn a picture; targets may overlap each other. A context of at most `least` patches (the source's 10, less on small
+    grids) is drawn again; after `TRIES` in vain the last target is forgotten, and so on. As in the source the upper end of a place is
+    excluded, so that the last row and column are in no block, and contexts are cut to the shortest: what is cut off is the lowest. Patches
+    in neither list are not looked at. `masked_ids` holds target after target.
+    """
+
+    TRIES = 20
+
+    def __init__(
+        self,
+        ratio: Ratio | float | str | None = None,
+        targets: int = 4,
+        scale: tuple[float, float] = (0.15, 0.2),
+        aspect: tuple[float, float] = (0.75, 1.5),
+        context: tuple[float, float] = (0.85, 1.0),
+        least: int | None = None,
+    ):
+        if ratio is not None:
+            raise ValueError("multi-block masks have no mask_ratio: the sizes of their blocks say how much is predicted")
+        super().__init__(0.5)
+        self.targets, self.scale, self.aspect, self.context, self.least = targets, scale, aspect, context, least
+        self.first, self.second = 0.5, 0.5
+
+    def prepare(self, progress, u):
+        self.first, self.second = math.floor(u * 4096) / 4096, u * 4096 % 1
+
+    def sizes(self, grid: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width of this step's targets, and of its context."""
+
+        def sized(scale: tuple[float, float], aspect: tuple[float, float], u: float) -> tuple[int, int]:
+            area, ratio = int(math.prod(grid) * (scale[0] + u * (scale[1] - scale[0]))), aspect[0] + u * (aspect[1] - aspect[0])
+            h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            return min(max(h, 1), grid[0] - 1), min(max(w, 1), grid[1] - 1)
+
+        return sized(self.scale, self.aspect, self.first), sized(self.context, (1.0, 1.0), self.second)
+
+    def draws(self, grid):
+        return 2 * self.targets + 2 * self.TRIES * (self.targets + 1)
+
+    def __call__(self, grid, noise, scores=None):
+        if len(grid) != 2 or min(grid) < 2:
+            raise ValueError(f"multi-block masking wants a grid of at least 2x2 patches, not {'x'.join(map(str, grid))}")
+        (H, W), (size, wide) = grid, self.sizes(grid)
+        least = min(10, H * W // 16) if self.least is None else self.least
+        rows, columns = torch.arange(H, device=noise.device)[None, :, None], torch.arange(W, device=noise.device)[None, None, :]
+
+        def block(i: int, h: int, w: int) -> Tensor:  # (B, N) True inside
+            top, left = ((noise[:, 2 * i + axis] * (side - long)).long()[:, None, None] for axis, side, long in ((0, H, h), (1, W, w)))
+            return ((rows >= top) & (rows < top + h) & (columns >= left) & (columns < left + w)).flatten(1)
+
+        targets = [block(i, *size) for i in range(self.targets)]
+        context, done = torch.zeros_like(targets[0]), torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
+        for i in range(self.TRIES * (self.targets + 1)):
+            kept = targets[: self.targets - i // self.TRIES]
+            found = block(self.targets + i, *wide)
+            found = found & ~torch.stack(kept).any(0) if kept else found
+            good = found.sum(1) > least
+            context = torch.where(done.unsqueeze(1), context, found)  # the last one found, should none be good
+            done = done | good
+            if bool(done.all()):
+                break
+        shortest = int(context.sum(1).min())
+        visible, *masked = (inside.int().argsort(dim=1, descending=True, stable=True) for inside in (context, *targets))  # inside first, raster order
+        return Mask(visible[:, :shortest], torch.cat([ids[:, : size[0] * size[1]] for ids in masked], dim=1), grid)
+
+
+STRATEGIES: dict[str, type[Masking]] = {"random": Random, "block": Block, "inverse_block": InverseBlock, "multi_block": MultiBlock, "grid": Grid}

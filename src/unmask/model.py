@@ -62,13 +62,19 @@ class Learner(nn.Module, ABC):
     def after_step(self, progress: float) -> None:
         """What follows the weights once they have moved: teachers, queues, centres."""
 
+    def notes(self) -> list[str]:
+        """What a person should know about the loss before a run, in sentences."""
+        return []
+
     def parameter_groups(self, train: Train) -> list[dict[str, Any]] | None:
         """The optimiser's groups, where a method wants its own."""
         return None
 
 
 class Objective(nn.Module, ABC):
-    """One term of the loss."""
+    """One term of the loss. `note`: what a person should know about it before a run, in a sentence."""
+
+    note: str = ""
 
     @abstractmethod
     def forward(self, features: Features, mask: Mask | None, x: Signal, encoder: nn.Module) -> Tensor:
@@ -79,16 +85,29 @@ class Objective(nn.Module, ABC):
 
 
 class Predict(Objective):
-    """Predict the target of what is masked."""
+    """Predict the target of what is masked.
 
-    def __init__(self, decoder: Decoder, target: Target, loss: Callable[[Tensor, Tensor], Tensor]):
+    `also(features, mask, truth)`: a further scalar that needs the truth of all patches (B, N, …), where finding it twice would cost much.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        target: Target,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        also: Callable[[Features, Mask, Tensor], Tensor] | None = None,
+    ):
         super().__init__()
-        self.decoder, self.target, self.loss = decoder, target, loss
+        self.decoder, self.target, self.loss, self.also, self.note = decoder, target, loss, also, target.note
+
+    def follow(self, encoder, progress):
+        self.target.follow(encoder, progress)
 
     def forward(self, features, mask, x, encoder):
         prediction = self.decoder(features, mask)  # (B, M, out)
-        truth = mask.masked(self.target(first(x)))  # (B, M, out), or codes (B, M)
-        return mask.mean(self.loss(prediction, truth))
+        truth = self.target(first(x))  # (B, N, out), or codes (B, N)
+        loss = mask.mean(self.loss(prediction, mask.masked(truth)))
+        return loss if self.also is None else loss + self.also(features, mask, truth)
 
 
 class MaskedModel(Learner):
@@ -148,6 +167,9 @@ class MaskedModel(Learner):
     def after_step(self, progress):
         for objective in self.objectives.values():
             objective.follow(self.encoder, progress)
+
+    def notes(self):
+        return [objective.note for objective in self.objectives.values() if objective.note]
 
     @torch.no_grad()
     def predict(self, x: Signal, mask: Mask, objective: str = "pixels") -> dict[str, Any]:

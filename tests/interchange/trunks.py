@@ -28,6 +28,8 @@ TRUNKS = {  # name: architecture, img_size, in_chans, patch_size, further argume
     "rotary": ("vit_small_patch16_rope_224", (48, 48), 3, 8, {"depth": 2}),
     "rotary, mixed": ("vit_small_patch16_rope_mixed_ape_224", (48, 48), 3, 8, {"depth": 2}),
     "norm before the blocks": ("vit_base_patch32_clip_224", (64, 64), 3, None, {"depth": 1, "width": 96, "heads": 3}),
+    "relative places": ("beit_base_patch16_224", (64, 64), 3, None, {"depth": 2, "width": 96, "heads": 3}),
+    "windows": ("swin_tiny_patch4_window7_224", (96, 96), 3, None, {"width": 24}),
     "registers, no class token": ("vit_mediumd_patch16_reg4_gap_256", (64, 64), 3, None, {"depth": 1}),
 }
 

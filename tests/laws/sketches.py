@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_gather_tensor_autograd
 from torch.nn import functional as F
 
-from unmask.decoders import Decoder, Linear, Transformer
 from unmask.encoders.build import build
 from unmask.encoders.vit import ViT
 from unmask.mask import Mask
-from unmask.masking import Block, Masking, Random
-from unmask.model import MaskedModel, Objective, first
+from unmask.masking import Block, Masking
+from unmask.model import MaskedModel, Objective
 
 
 class Teacher(nn.Module):
@@ -41,104 +40,6 @@ class Teacher(nn.Module):
 
 def over_processes() -> bool:
     return torch.distributed.is_initialized()
-
-
-# ----------------------------------------------------------------------------------------------------------- data2vec
-
-
-class Regress(Objective):
-    """Predict what a teacher that sees everything makes of the masked places: the mean of its last layers, normalised."""
-
-    def __init__(self, encoder: ViT, decoder: Decoder, beta: float = 2.0):
-        super().__init__()
-        self.teacher, self.decoder, self.beta = Teacher(ViT(encoder.trunk, layers=(-2, -1))), decoder, beta
-
-    def forward(self, features, mask, x, encoder):
-        layers = self.teacher(first(x)).layers
-        truth = torch.stack([F.layer_norm(layer, layer.shape[-1:]) for layer in layers]).mean(0)
-        truth = mask.masked(F.layer_norm(truth, truth.shape[-1:]))  # (B, M, D)
-        loss = F.smooth_l1_loss(self.decoder(features, mask), truth, beta=self.beta, reduction="none")
-        return mask.mean(loss.mean(-1))
-
-    def follow(self, encoder, progress):
-        self.teacher.follow(ViT(encoder.trunk))
-
-
-@dataclass(frozen=True)
-class Data2Vec:
-    """Blocks behind a token; the target is a teacher's view of the whole picture."""
-
-    mask_ratio: float = 0.6
-
-    def build(self, **trunk):
-        encoder = build(**trunk, masked="token")
-        return MaskedModel(encoder, Block(self.mask_ratio), {"features": Regress(encoder, Linear(encoder.width, encoder.width))})
-
-
-# ------------------------------------------------------------------------------------------------------------- I-JEPA
-
-
-class MultiBlock(Masking):
-    """Four target blocks of one size, and a context block without them: sizes are drawn once a batch, lists cut to the shortest."""
-
-    def draws(self, grid):
-        return 2 + 2 * 5  # two sizes, five places
-
-    def __call__(self, grid, noise, scores=None):
-        H, W = grid
-        sizes = [(0.15 + 0.05 * float(noise[0, 0]), 0.75 + 0.75 * float(noise[0, 0]))] * 4 + [(0.85 + 0.15 * float(noise[0, 1]), 1.0)]
-        rows, columns = torch.arange(H)[None, :, None], torch.arange(W)[None, None, :]
-        blocks = []
-        for i, (area, aspect) in enumerate(sizes):
-            h = min(max(round(math.sqrt(area * H * W * aspect)), 1), H - 1)
-            w = min(max(round(math.sqrt(area * H * W / aspect)), 1), W - 1)
-            top = (noise[:, 2 + 2 * i] * (H - h + 1)).long()[:, None, None]
-            left = (noise[:, 3 + 2 * i] * (W - w + 1)).long()[:, None, None]
-            blocks.append(((rows >= top) & (rows < top + h) & (columns >= left) & (columns < left + w)).flatten(1))  # (B, N)
-        *targets, context = blocks
-        context = context & ~torch.stack(targets).any(0)
-        shortest = max(int(context.sum(1).min()), 1)
-        visible = context.int().argsort(dim=1, descending=True, stable=True)[:, :shortest]
-        masked = [block.int().argsort(dim=1, descending=True, stable=True)[:, : int(block[0].sum())] for block in targets]
-        return Mask(visible, torch.cat(masked, dim=1), grid)
-
-
-class EachBlock(Decoder):
-    """A predictor that is asked for each of four blocks by itself."""
-
-    def __init__(self, width: int, grid: tuple[int, ...]):
-        super().__init__()
-        self.predictor = Transformer(width, width, grid, width=32, depth=2, heads=2)
-
-    def forward(self, features, mask):
-        blocks = (Mask(mask.visible_ids, ids, mask.grid) for ids in mask.masked_ids.chunk(4, dim=1))
-        return torch.cat([self.predictor(features, block) for block in blocks], dim=1)  # (B, 4m, D)
-
-
-class Imagine(Objective):
-    """Predict the teacher's final features of the target blocks."""
-
-    def __init__(self, encoder: ViT, decoder: Decoder):
-        super().__init__()
-        self.teacher, self.decoder = Teacher(encoder), decoder
-
-    def forward(self, features, mask, x, encoder):
-        truth = self.teacher(first(x)).patches  # (B, N, D)
-        truth = mask.masked(F.layer_norm(truth, truth.shape[-1:]))
-        return mask.mean(F.smooth_l1_loss(self.decoder(features, mask), truth, reduction="none").mean(-1))
-
-    def follow(self, encoder, progress):
-        self.teacher.follow(encoder)
-
-
-@dataclass(frozen=True)
-class IJEPA:
-    """Predict features of blocks from the features of their surroundings."""
-
-    def build(self, **trunk):
-        encoder = build(**trunk)
-        grid = tuple(side // patch for side, patch in zip(encoder.img_size, encoder.patch))
-        return MaskedModel(encoder, MultiBlock(), {"features": Imagine(encoder, EachBlock(encoder.width, grid))})
 
 
 # --------------------------------------------------------------------------------------------------------------- iBOT
@@ -222,47 +123,6 @@ class IBOT:
     def build(self, **trunk):
         encoder = build(**trunk, masked="token")
         return MaskedModel(encoder, SomeBlocks(), {"distil": SelfDistil(encoder)}, views=2)
-
-
-# ------------------------------------------------------------------------------------------------------- data2vec 2.0
-
-
-class Convolutions(Decoder):
-    """Visible features back on their grid, zeros elsewhere, and a few convolutions over it."""
-
-    def __init__(self, width: int, depth: int = 2):
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, groups=4) for _ in range(depth))
-        self.predict = nn.Linear(width, width)
-
-    def forward(self, features, mask):
-        hidden = features.patches.new_zeros(*mask.masked_ids.shape, features.patches.shape[-1])
-        x = mask.join(features.patches, hidden).transpose(1, 2).unflatten(2, mask.grid)  # (K·B, D, H, W)
-        for layer in self.layers:
-            x = x + F.gelu(F.layer_norm(layer(x).movedim(1, -1), x.shape[1:2]).movedim(-1, 1))
-        return self.predict(mask.masked(x.flatten(2).transpose(1, 2)))  # (K·B, M, D)
-
-
-class RegressWhole(Regress):
-    """And the class token says the mean over the picture."""
-
-    def forward(self, features, mask, x, encoder):
-        whole = self.teacher(first(x)).layers[-1].mean(1)  # (B, D)
-        said = features.prefix[:, 0]  # (K·B, D)
-        return super().forward(features, mask, x, encoder) + 0.01 * F.mse_loss(said, mask.fold(whole))
-
-
-@dataclass(frozen=True)
-class Data2Vec2:
-    """Several masks a picture share one pass of the teacher."""
-
-    mask_ratio: float = 0.8
-    masks: int = 3
-
-    def build(self, **trunk):
-        encoder = build(**trunk)
-        objective = RegressWhole(encoder, Convolutions(encoder.width), beta=1.0)
-        return MaskedModel(encoder, Random(self.mask_ratio), {"features": objective}, masks=self.masks)
 
 
 # ------------------------------------------------------------------------------------------------------------- SimCLR

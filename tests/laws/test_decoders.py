@@ -5,14 +5,18 @@ import torch
 from timm.models.vision_transformer import Block
 
 from unmask import seeds
-from unmask.decoders import Decoder, Linear, Transformer, default_size, last_rows
+from unmask.decoders import Convolutions, Decoder, Linear, Transformer, default_size, last_rows
 from unmask.encoders.features import Features
 from unmask.mask import Mask
+from unmask.methods.ijepa import EachTarget
 
 WIDTH, OUT = 24, 10
 DECODERS = {  # how it is built, and whether its encoder drops what is masked
     "linear": (lambda grid: Linear(WIDTH, OUT), False),
     "transformer": (lambda grid: Transformer(WIDTH, OUT, grid, width=32, depth=2, heads=2), True),
+    "convolutions": (lambda grid: Convolutions(WIDTH, OUT, width=WIDTH, depth=3, groups=4), True),
+    "convolutions of another width": (lambda grid: Convolutions(WIDTH, OUT, width=16, depth=2, kernel=5, groups=2), True),
+    "a target at a time": (lambda grid: EachTarget(Transformer(WIDTH, OUT, grid, width=16, depth=1, heads=1), 2), True),
     "transformer of one block": (lambda grid: Transformer(WIDTH, OUT, grid, width=16, depth=1, heads=1), True),
 }
 

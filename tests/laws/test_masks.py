@@ -4,7 +4,7 @@ import pytest
 import sketches
 import torch
 
-from unmask.masking import Block, Grid, Random
+from unmask.masking import Block, Grid, InverseBlock, MultiBlock, Random
 from unmask.testing import check_masking
 
 STRATEGIES = {  # the strategy, a grid, and what it does not promise
@@ -23,7 +23,9 @@ STRATEGIES = {  # the strategy, a grid, and what it does not promise
     "blocks of a moving ratio": (Block("0.2-0.5"), (12, 8), {}),
     "grid": (Grid(0.75), (14, 14), {}),
     "grid at another ratio": (Grid(0.6), (7, 9), {}),
-    "I-JEPA's blocks": (sketches.MultiBlock(), (14, 14), {"partition": False, "alone": False}),
+    "squares that stay": (InverseBlock(0.8), (14, 14), {}),
+    "squares that stay, a moving ratio, a long grid": (InverseBlock("0.6-0.9"), (5, 9), {}),
+    "several blocks and a context (I-JEPA)": (MultiBlock(), (14, 14), {"partition": False, "alone": False}),
     "iBOT's blocks": (sketches.SomeBlocks(), (14, 14), {}),
 }
 
@@ -34,7 +36,7 @@ def test_strategy(name):
     check_masking(strategy, grid, **promises)
 
 
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if "JEPA" not in name])
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if "JEPA" not in name and "stay" not in name])
 def test_every_patch_is_hidden_as_often_as_the_law_says(name):
     """Uniform strategies hide every patch alike; blocks hide the middle more often than the corners."""
     strategy, grid, _ = STRATEGIES[name]

@@ -6,6 +6,9 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
+from unmask.methods.data2vec import Data2Vec
+from unmask.methods.data2vec2 import Data2Vec2
+from unmask.methods.ijepa import IJEPA
 from unmask.methods.mae import MAE
 from unmask.methods.maskfeat import MaskFeat
 from unmask.methods.simmim import SimMIM
@@ -28,10 +31,10 @@ METHODS = {  # the method, its patch, views a sample, local views a sample
     "simmim": (SimMIM(cell=16, drop_path=0), 8, 1, 0),
     "maskfeat": (MaskFeat(), 8, 1, 0),
     "mae, HOG": (MAE(target="hog"), 8, 1, 0),
-    "data2vec": (sketches.Data2Vec(), 4, 1, 0),
-    "ijepa": (sketches.IJEPA(), 4, 1, 0),
+    "data2vec": (Data2Vec(drop_path=0, attention_dropout=0), 4, 1, 0),
+    "ijepa": (IJEPA(), 4, 1, 0),
     "ibot": (sketches.IBOT(), 4, 2, 3),
-    "data2vec2": (sketches.Data2Vec2(), 8, 1, 0),
+    "data2vec2": (Data2Vec2(masks=3, decoder_noise=0), 8, 1, 0),
     "simclr": (sketches.SimCLR(), 8, 2, 0),
 }
 MOVING = {"mae, raw pixels, a moving ratio": 2, "ijepa": 2}  # graphs: the second has the lengths as variables

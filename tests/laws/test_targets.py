@@ -4,9 +4,17 @@ import pytest
 import torch
 
 from unmask import losses
+from unmask.encoders.build import build
 from unmask.targets.hog import HOG
 from unmask.targets.pixels import Pixels
-from unmask.testing import check_target, pictures
+from unmask.targets.teacher import Momentum, Teacher, mean_of_layers
+from unmask.testing import SMALL, check_target, pictures
+
+
+def teacher(say, **words):
+    torch.manual_seed(0)
+    return Teacher(build(**SMALL, img_size=(32, 48), **words), say, Momentum(0.99, 0.99))
+
 
 TARGETS = {  # the target, the pictures, how many patches they have, its loss
     "normalised pixels, squared": (Pixels((8, 8)), pictures(4, 3, (32, 48)), 24, losses.mse),
@@ -16,6 +24,7 @@ TARGETS = {  # the target, the pictures, how many patches they have, its loss
     "pixels of a clip": (Pixels((2, 4, 4)), pictures(2, 3, (8, 8)).unsqueeze(2).repeat(1, 1, 4, 1, 1) * torch.arange(1, 5).view(4, 1, 1), 8, losses.mse),
     "histograms of gradients": (HOG((16, 16)), pictures(4, 3, (32, 48)), 6, losses.mse),
     "histograms of gradients, one cell a patch, 13 bands": (HOG((4, 4)), pictures(2, 13, (16, 8)), 8, losses.mse),
+    "a teacher's last layers": (teacher(mean_of_layers, layers=(-2, -1)), pictures(4, 3, (32, 48)), 24, losses.smooth_l1),
     "pixels as half precision": (Pixels((8, 8)), pictures(4).bfloat16(), 16, losses.mse),
 }
 

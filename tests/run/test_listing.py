@@ -20,6 +20,7 @@ from unmask.run.listing import lines
 def several(tmp_path):
     monitor = {100: {"knn": 30.0, "rank": 20.0}, 200: {"knn": 34.5, "rank": 22.0}}
     rows = [measured("linear", 41.0, 37.1, 45.0), measured("linear", 50.0, 46.0, 54.0, random=True), measured("knn", 60.0, 56.0, 64.0)]
+    rows += [measured("finetune", 90.0, 88.0, 92.0)]  # trained further from it: no figure of its own weights
     run_folder(tmp_path / "old" / "done", falling(), every=monitor, evaluations=rows)
     run_folder(tmp_path / "broke", falling(5), status="failed")
     run_folder(tmp_path / "stop it", falling(20), status="interrupted")

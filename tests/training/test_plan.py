@@ -42,7 +42,7 @@ def test_what_nobody_said_is_chosen_with_a_reason(data):
 def test_an_hour_at_most_where_nobody_said_how_long(data):
     recipe, _ = choice(data, accelerator="cpu")
     slow, said = plan.paced(recipe, plan.Pace(60.0, 32))
-    assert slow.train.steps == 60 and any("an hour" in line for line in said)
+    assert slow.train.steps == 59 and any("an hour" in line for line in said)  # the rest is for what is measured along the way
     told, _ = choice(data, accelerator="cpu", epochs=100)
     assert plan.paced(told, plan.Pace(60.0, 32))[0].train.steps == told.train.steps
 

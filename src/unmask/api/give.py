@@ -134,7 +134,7 @@ def trained_of(name: str | Path, opened: Any) -> Callable[[Any], Any] | None:
     """The encoder as the run trained it, from model.safetensors and through the masking adapter; None where there is none of this size."""
     import torch
 
-    from unmask.encoders.vit import ViT
+    from unmask.encoders.adapter import Adapter
     from unmask.load import load as load_learner
 
     if not (Path(name) / "model.safetensors").is_file():
@@ -144,12 +144,13 @@ def trained_of(name: str | Path, opened: Any) -> Callable[[Any], Any] | None:
     except UnmaskError:
         return None
     encoder = dict(learner.named_children()).get("encoder")
-    if not isinstance(encoder, ViT) or encoder.img_size != tuple(opened.img_size):
+    if not isinstance(encoder, Adapter) or encoder.img_size != tuple(opened.img_size):
         return None
 
     def see(x: Any) -> Any:
         features = encoder(x)
-        return torch.cat([features.prefix, features.patches], dim=1)  # (B, P + N, D)
+        tokens = torch.cat([features.prefix, features.patches], dim=1)  # (B, P + N, D)
+        return tokens.reshape(opened.model.forward_features(x).shape)  # Swin's own are (B, H, W, D)
 
     return see
 

@@ -12,13 +12,9 @@ from unmask.encoders.adapter import Adapter
 TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed")
 
 
-def beit_init(encoder: Adapter, std: float = 0.02) -> None:
-    """BEiT's initial values (modeling_pretrain.py), which SimMIM, data2vec, BEiT v2 and EVA took over.
-
-    Everything but biases, norms, bias tables and layer scales is normal, *cut at one standard deviation* (so .0108 where .02 is
-    said), patch convolution and tokens too; the layers that end a branch of block i (from 1) are divided by √(2i).
-    """
-    for layer in encoder.modules():
+def cut_normal(module: nn.Module, std: float = 0.02) -> None:
+    """Weights and tokens normal and *cut at one standard deviation* (so .0108 where .02 is said), biases 0, norms 1 and 0."""
+    for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.trunc_normal_(layer.weight, std=std, a=-std, b=std)
             if layer.bias is not None:
@@ -27,10 +23,32 @@ def beit_init(encoder: Adapter, std: float = 0.02) -> None:
             nn.init.ones_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    for name, token in encoder.named_parameters():
+    for name, token in module.named_parameters():
         if name.rpartition(".")[2] in TOKENS:
             nn.init.trunc_normal_(token, std=std, a=-std, b=std)
+
+
+def beit_init(encoder: Adapter, std: float = 0.02) -> None:
+    """BEiT's initial values (modeling_pretrain.py), which SimMIM, data2vec, BEiT v2 and EVA took over.
+
+    Cut normal, patch convolution and tokens too; the layers that end a branch of block i (from 1) are divided by √(2i). Bias
+    tables and layer scales keep what they are built with.
+    """
+    cut_normal(encoder, std)
     with torch.no_grad():
         for i, block in enumerate(encoder.trunk.blocks):
             block.attn.proj.weight.div_(math.sqrt(2 * (i + 1)))
             block.mlp.fc2.weight.div_(math.sqrt(2 * (i + 1)))
+
+
+def layer_scale(encoder: Adapter, value: float) -> None:
+    """Start every branch at `value` of its size, where the network scales its branches at all."""
+    for name, weight in encoder.trunk.named_parameters():
+        if name.rpartition(".")[2] in ("gamma", "gamma_1", "gamma_2"):  # of timm's VisionTransformer, Eva and Beit
+            nn.init.constant_(weight, value)
+
+
+def attention_dropout(encoder: Adapter, rate: float) -> None:
+    """While training, drop this share of the attention weights; like `drop_path`, it is no part of what the trunk is built from."""
+    for block in encoder.trunk.blocks:
+        block.attn.attn_drop.p = rate

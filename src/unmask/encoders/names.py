@@ -14,11 +14,12 @@ PATTERN = re.compile(r"^@register_model\s*\ndef (\w+)\([^)]*\)(?:\s*->\s*(\w+))?
 
 
 def names() -> dict[str, str]:
-    """Every model name of timm, with the class it gives where the text says so ('' elsewhere)."""
+    """Every model name of timm, and our own, with the class it gives where the text says so ('' elsewhere)."""
     spec = importlib.util.find_spec("timm")
     if spec is None or spec.origin is None:
         raise Refused("timm is not installed: pip install timm")
-    texts = (path.read_text(encoding="utf-8") for path in sorted((Path(spec.origin).parent / "models").glob("*.py")))
+    paths = [*sorted((Path(spec.origin).parent / "models").glob("*.py")), Path(__file__).with_name("post_norm.py")]
+    texts = (path.read_text(encoding="utf-8") for path in paths)
     return {name: kind for text in texts for name, kind in PATTERN.findall(text)}
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class Named(nn.Module):
 
 def pooled(model: Any, features: Tensor) -> Tensor:
     """(B, D) of the features: what `unmask embed` writes; networks that are no plain transformer give timm's own pooled output."""
-    if not isinstance(model, VisionTransformer | Eva):
+    if not isinstance(model, VisionTransformer | Eva | Beit):
         return model.forward_head(features, pre_logits=True)
     return model.fc_norm(features[:, 0] if model.cls_token is not None else features[:, model.num_prefix_tokens :].mean(dim=1))
 

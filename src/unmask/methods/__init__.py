@@ -6,6 +6,9 @@ METHODS: dict[str, str] = {
     "mae": "unmask/methods/mae.py:MAE",
     "simmim": "unmask/methods/simmim.py:SimMIM",
     "maskfeat": "unmask/methods/maskfeat.py:MaskFeat",
+    "data2vec": "unmask/methods/data2vec.py:Data2Vec",
+    "data2vec2": "unmask/methods/data2vec2.py:Data2Vec2",
+    "ijepa": "unmask/methods/ijepa.py:IJEPA",
 }
 TRANSFERS: dict[str, str] = {  # ways to train an encoder further on labels: trained by the same loop, opened again by the same names
     "finetune": "unmask/transfer/finetune.py:Finetune",

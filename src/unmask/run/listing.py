@@ -11,7 +11,7 @@ from typing import Any
 
 from unmask.errors import Refused
 from unmask.run.folder import CONFIG, command
-from unmask.run.records import METRICS, Figure, Rows, changed, column, number, object_of, read, rows_of, said, settings_of, state_of, whole
+from unmask.run.records import METRICS, Figure, Rows, changed, column, number, object_of, own, read, rows_of, said, settings_of, state_of, whole
 
 BLOCK, MOST = 1 << 16, 1 << 23  # bytes of metrics.jsonl read at once from its end, and at most
 INSIDE = {"checkpoints", "pictures"}  # folders of a run in which no other run is
@@ -61,7 +61,7 @@ def row_of(path: Path) -> dict[str, Any]:
         "loss": losses[-1] if losses else None,
         "knn": last(rows, "knn"),
         "validation": next(({"metric": name, "value": value} for name in METRICS if (value := last(rows, name)) is not None), None),
-        "best": best(read(path / "evaluations.jsonl")),
+        "best": best(own(read(path / "evaluations.jsonl"), "encoder" in config)),
         **weight(path),
         "why": str(status.get("why") or "") if state in ("failed", "interrupted") else "",
         "resume": command(path) if state in GOES_ON else None,
@@ -111,9 +111,9 @@ def last(rows: Rows, key: str) -> float | None:
 
 
 def best(evaluations: Rows) -> dict[str, Any] | None:
-    """The best figure that was measured with these weights: of the protocols that train something where there are such, else of kNN."""
-    own = [(row, figure) for row in evaluations if not row.get("random") and (figure := Figure.of(row)) is not None]
-    trained = [pair for pair in own if row_protocol(pair[0]) != "knn"] or own
+    """The best figure among these: of the protocols that train something where there are such, else of kNN; random weights do not count."""
+    measured = [(row, figure) for row in evaluations if not row.get("random") and (figure := Figure.of(row)) is not None]
+    trained = [pair for pair in measured if row_protocol(pair[0]) != "knn"] or measured
     if not trained:
         return None
     metric = trained[-1][1].metric  # figures of different metrics have no order: the newest one's counts

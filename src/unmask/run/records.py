@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,27 @@ class Run:
             state_of(folder, status),
         )
 
+    @cached_property
+    def columns(self) -> dict[str, tuple[list[float], list[float]]]:
+        """Steps and values of every column, as `column` gives them: read once, for a long run has hundreds of thousands of rows."""
+        found: dict[str, tuple[list[float], list[float]]] = {}
+        for row in sorted((row for row in self.rows if number(row.get("step"))), key=lambda row: row["step"]):
+            step = float(row["step"])
+            for key, value in row.items():
+                if key != "step" and number(value):
+                    steps, values = found.setdefault(key, ([], []))
+                    steps.append(step)
+                    values.append(float(value))
+        return found
+
+    def column(self, key: str) -> tuple[list[float], list[float]]:
+        """Steps and values of one column; empty where there is none."""
+        return self.columns.get(key, ([], []))
+
     @property
     def step(self) -> int:
         """The last step that was written down."""
-        steps, _ = column(self.rows, "loss")
+        steps, _ = self.column("loss")
         return int(steps[-1]) if steps else whole(self.status.get("step"))
 
     @property
@@ -200,6 +218,14 @@ class Figure:
         if self.low is None or self.high is None or other.low is None or other.high is None or self.metric != other.metric:
             return None
         return True if self.low > other.high else False if self.high < other.low else None
+
+
+FURTHER = ("finetune",)  # protocols that move the encoder's weights, and write their figure to the run that they began with too
+
+
+def own(evaluations: Rows, supervised: bool) -> Rows:
+    """The rows about a run's own weights, not about what was trained further from them."""
+    return [row for row in evaluations if supervised or row.get("protocol") not in FURTHER]
 
 
 def said(metric: str, value: float, unit: bool = False) -> str:

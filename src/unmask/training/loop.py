@@ -24,6 +24,7 @@ from unmask.optim.schedule import cosine, scaled_rate, warmup_cosine, warmup_ste
 from unmask.run.checkpoint import Writer, complete, load_optimizer, newest, optimizer_tensors
 from unmask.run.folder import RunFolder
 from unmask.settings import Train
+from unmask.training.pace import every as measured_every
 from unmask.training.progress import Events, Meter, Progress
 from unmask.training.stop import Stop, Stopped
 from unmask.training.task import Feed, Watch
@@ -103,7 +104,7 @@ def train(
     model, stepper = fabric.setup(learner, optimizer)
     warmup = warmup_steps(settings.warmup_epochs, len(pictures) / batch, steps)
     peak = scaled_rate(settings.lr, settings.base_lr, batch)
-    every = settings.monitor_every or max(1, steps // (10 if steps >= 100 else 2))
+    every = measured_every(settings)
     batches = pictures.batches(batch, step, steps - step, parts, rank, world, workers, pin=device.type == "cuda")
     meter = Meter(batch, len(pictures), steps)
     pending: list[tuple[int, float, Tensor, Tensor]] = []

@@ -22,11 +22,9 @@ from unmask.model import Learner, MaskedModel, Predict, Signal, first
 from unmask.settings import Train
 from unmask.targets.pixels import Pixels
 from unmask.training.finish import trunk_of
+from unmask.training.pace import stills
 from unmask.training.progress import Progress
 
-STILLS = 1500  # pictures on which features are judged at most: two thirds answer in kNN, one third asks
-FEWEST = 150  # and at least, where there are as many
-SHARE = 0.02  # of the pictures that a run trains on: ten measurements then cost about a tenth of the run
 PAIRS = 10_000_000  # pairs of a hidden and a visible patch whose distances are computed at once
 MEMORY = 200e6  # bytes of pictures kept
 DRAWN = 6  # pictures in the drawing
@@ -77,7 +75,7 @@ class Monitor:
         self.trunk, self.untrained = trunk_of(learner), untrained
         self.highest, self.alarmed = 0.0, False
         self.order = torch.rand(len(pictures), generator=torch.Generator().manual_seed(seeds.key(settings.seed, "monitor"))).argsort()
-        self.most = max(FEWEST, min(STILLS, int(SHARE * (settings.steps or 1) * (settings.batch_size or 1))))
+        self.most = stills(settings)
         self.kept: tuple[Tensor, Tensor | None] | None = None  # still pictures, and their labels
 
     def __call__(self, step: int, x: Signal | None = None, noise: Tensor | None = None, rows: Tensor | None = None) -> dict[str, Any]:

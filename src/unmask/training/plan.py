@@ -6,18 +6,14 @@ so a run's file says everything and runs again as it is.
 
 from __future__ import annotations
 
-import copy
 import datetime
 import math
-import os
 import re
-import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 
-from unmask import seeds
 from unmask.data.sampler import share
 from unmask.data.statistics import Format
 from unmask.decoders import default_size
@@ -25,8 +21,9 @@ from unmask.errors import Refused
 from unmask.model import Learner
 from unmask.recipe import Recipe
 from unmask.settings import seconds
+from unmask.training.pace import Pace, cores, fits, whole
+from unmask.training.pace import pace as pace
 from unmask.training.progress import duration
-from unmask.training.task import Feed
 
 CPU_SAMPLES = 200_000  # pictures seen in a run on a CPU: where kNN of a small MAE on CIFAR-10 is clearly above the random encoder's
 CPU_TIME = 3600.0  # seconds that a run on a CPU takes at most, where nobody said how long
@@ -36,17 +33,7 @@ CPU_DEPTH = 6  # blocks of the network on a CPU: half of ViT-Tiny's, which sees 
 SHORT = 20_000  # optimiser steps below which the paper's rate, made for hundreds of thousands, hardly moves the weights
 SHORT_RATE = 2e-3  # learning rate per 256 pictures for such runs (benchmarks/quality.py)
 SAVE = 300.0  # seconds between checkpoints
-TRIAL = 32  # pictures on which the pace is measured
 ROOM = 0.8  # of the GPU's free memory
-
-
-@dataclass(frozen=True)
-class Pace:
-    """What one optimiser step takes here: seconds, and bytes of GPU memory a picture (0 on a CPU); measured on `pictures`."""
-
-    step: float
-    pictures: int
-    memory: float = 0.0
 
 
 def choose(recipe: Recipe, count: int, format: Format) -> tuple[Recipe, list[str]]:
@@ -64,11 +51,6 @@ def choose(recipe: Recipe, count: int, format: Format) -> tuple[Recipe, list[str
         reading = replace(reading, workers=workers)
         said.append(f"workers {workers}: {cores()} cores" + (", which compute as well" if device == "cpu" else ""))
     return replace(recipe, trunk=trunk, train=train, input=reading), said
-
-
-def cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def accelerator(asked: str) -> tuple[str, str]:
@@ -170,35 +152,6 @@ def sized(recipe: Recipe, learner: Learner) -> tuple[Recipe, list[str]]:
     return replace(recipe, method=replace(recipe.method, **wanted)), [line]
 
 
-def pace(learner: Learner, pictures: Feed, train: Any, workers: int) -> Pace:
-    """How long an optimiser step will take: a few pictures are read, and computed a few times on a copy of the learner."""
-    parts, device = train.accumulate * train.devices * train.nodes, train.accelerator
-    few = min(max(train.batch_size // parts, 1), TRIAL)
-    begin = time.perf_counter()
-    batch = next(pictures.batches(few, 0, 1))
-    read = (time.perf_counter() - begin) / few
-    trial = copy.deepcopy(learner).to(device).train()
-    trial.before_step(0.0, 0.5)
-    x = pictures.finish(batch, device)
-    noise = seeds.uniform((few, learner.draws(x)), train.seed, "pace").to(device)
-    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(train.precision)
-    times: list[float] = []
-    while len(times) < 2 or (len(times) < 4 and sum(times) < 10):  # the first, which is not counted, warms up
-        begin = time.perf_counter()
-        with torch.autocast(device, half, enabled=half is not None):
-            loss = trial(x, noise)["loss"]
-        loss.backward()
-        loss.item()
-        times.append(time.perf_counter() - begin)
-    compute = sorted(times[1:])[len(times[1:]) // 2] / few
-    memory = torch.cuda.max_memory_allocated() / few if device == "cuda" else 0.0
-    if device == "cpu":  # workers take from the cores that compute
-        each = compute + read / (cores() if workers else 1)
-    else:
-        each = max(compute, read / workers) if workers else compute + read
-    return Pace(each * train.batch_size / (train.devices * train.nodes), few, memory)
-
-
 def paced(recipe: Recipe, pace: Pace) -> tuple[Recipe, list[str]]:
     """What depends on the pace: the steps that `--time` allows, or an hour on a CPU; the parts of a batch that fit a GPU; checkpoints."""
     train: Any = recipe.train
@@ -206,11 +159,10 @@ def paced(recipe: Recipe, pace: Pace) -> tuple[Recipe, list[str]]:
     told = bool(recipe.given & {"epochs", "steps", "time"})
     if train.time is not None:
         limit = seconds(train.time)
-        steps = max(1, int(limit * 0.95 / pace.step))  # a twentieth is left for the monitor and the end
-        said.append(f"steps {steps:,}: what fits into {duration(limit)} at {pace.step:.2g} s a step")
-        train = replace(train, steps=steps, epochs=None, time=None)
+        train = fits(train, pace, limit)
+        said.append(f"steps {train.steps:,}: what fits into {duration(limit)} at {pace.step:.2g} s a step, with what is measured along the way")
     elif not told and train.accelerator == "cpu" and pace.step * train.steps > CPU_TIME:
-        train = replace(train, steps=max(1, int(CPU_TIME / pace.step)))
+        train = fits(train, pace, CPU_TIME)
         said.append(f"steps {train.steps:,}: an hour on this CPU; say --epochs, --steps or --time for another length")
     if pace.memory:
         train, more = fitting(train, pace.memory, torch.cuda.mem_get_info()[0], bool(recipe.given & {"accumulate"}))
@@ -232,9 +184,9 @@ def quickened(recipe: Recipe) -> tuple[Recipe, list[str]]:
 def announced(recipe: Recipe, pace: Pace, count: int) -> str:
     """The line before the first step: how long the run is, and when it will end."""
     steps, batch = recipe.train.steps or 1, recipe.train.batch_size or 1
-    end = datetime.datetime.now() + datetime.timedelta(seconds=pace.step * steps)
-    how = f"estimated from {pace.pictures} pictures computed here, measuring along the way not counted"
-    return f"{steps:,} steps of {batch} pictures, {steps * batch / count:,.1f} epochs: about {duration(pace.step * steps)}, until {end:%d %b %H:%M} ({how})"
+    spent = whole(recipe.train, pace)
+    end = datetime.datetime.now() + datetime.timedelta(seconds=spent)
+    return f"{steps:,} steps of {batch} pictures, {steps * batch / count:,.1f} epochs: about {duration(spent)}, until {end:%d %b %H:%M} (estimated from {pace.pictures} pictures computed here)"
 
 
 def fitting(train: Any, each: float, free: float, told: bool) -> tuple[Any, list[str]]:

@@ -46,6 +46,7 @@ class Pretraining(Task):
         recipe, more = plan.paced(recipe, pace)
         said += more
         recipe, more = plan.quickened(recipe)
+        more += learner.notes()
         return Prepared(recipe, kept, learner, [*said, *more, plan.announced(recipe, pace, len(source))])
 
     def keep(self, recipe: Recipe, data: Any = None) -> dict[str, Any]:

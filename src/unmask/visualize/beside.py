@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from unmask.run.records import METRICS, Figure, Run, column, number, said
+from unmask.run.records import METRICS, Figure, Run, number, own, said
 from unmask.visualize import page
 from unmask.visualize.curves import letter
 from unmask.visualize.verdict import Finding, comparable, final_loss, newest
@@ -87,7 +87,7 @@ def machine(run: Run) -> list[tuple[str, str]]:
 def spent(run: Run) -> float:
     """Seconds that the steps took, from the pace that each was written down with; what lies between them (measuring, saving) is not in it."""
     batch = run.config.get("batch_size")
-    paces = column(run.rows, "images_per_second")[1]
+    paces = run.column("images_per_second")[1]
     return sum(float(batch) / pace for pace in paces if pace > 0) if batch and number(batch) else 0.0
 
 
@@ -107,12 +107,12 @@ def results(runs: dict[str, Run]) -> str:
     best = min(known) if len(known) > 1 and not unlike(runs) else None
     lines["loss at the end"] = [_marked(f"{loss:.3f}", loss == best) if loss is not None else "–" for loss in losses]
     for key, name in (*METRICS.items(), ("knn", "kNN while training"), ("knn_random", "kNN of the random encoder"), ("rank", "effective rank")):
-        measured = [column(run.rows, key)[1] for run in runs.values()]
+        measured = [run.column(key)[1] for run in runs.values()]
         if any(measured):
             title = f"{name}, validation" if key in METRICS else name
             lines[title] = [_last(key, values) for values in measured]
-    lines["images a second"] = [f"{statistics.median(values):,.0f}" if (values := column(run.rows, "images_per_second")[1]) else "–" for run in runs.values()]
-    lines["waiting for data"] = [f"{statistics.fmean(values):.0%}" if (values := column(run.rows, "data_wait")[1]) else "–" for run in runs.values()]
+    lines["images a second"] = [f"{statistics.median(values):,.0f}" if (values := run.column("images_per_second")[1]) else "–" for run in runs.values()]
+    lines["waiting for data"] = [f"{statistics.fmean(values):.0%}" if (values := run.column("data_wait")[1]) else "–" for run in runs.values()]
     lines["time in steps"] = [duration(spent(run)) if spent(run) else "–" for run in runs.values()]
     lines["bad samples"] = [f"{len(run.quarantine):,}" for run in runs.values()]
     return page.table(["result", *keys(runs)], [[name, *values] for name, values in lines.items()], "Where it led", caption=False)
@@ -165,7 +165,7 @@ def findings(runs: dict[str, Run]) -> list[Finding]:
 
 def here(row: dict[str, Any], run: Run) -> bool:
     """Whether a row is about this run's own weights: a fine-tuning also writes its figure to the run that it began with."""
-    return run.supervised or row.get("protocol") not in ("finetune", "lowshot")
+    return bool(own([row], run.supervised))
 
 
 def evaluations(runs: dict[str, Run]) -> str:
@@ -173,15 +173,15 @@ def evaluations(runs: dict[str, Run]) -> str:
     rows = [(place, run, row, figure) for place, run in enumerate(runs.values()) for row in newest(run.evaluations) if (figure := Figure.of(row)) is not None]
     tables = []
     for metric in dict.fromkeys(figure.metric for *_, figure in rows):
-        own = [item for item in rows if item[3].metric == metric]
-        order = list(dict.fromkeys((str(row.get("protocol")), *comparable(row)) for _, _, row, _ in own))
-        own.sort(key=lambda item: (order.index((str(item[2].get("protocol")), *comparable(item[2]))), -item[3].value))
-        left, right = scale([figure for *_, figure in own])
-        unit = " %" if own[0][3].text.endswith("%") else ""
+        mine = [item for item in rows if item[3].metric == metric]
+        order = list(dict.fromkeys((str(row.get("protocol")), *comparable(row)) for _, _, row, _ in mine))
+        mine.sort(key=lambda item: (order.index((str(item[2].get("protocol")), *comparable(item[2]))), -item[3].value))
+        left, right = scale([figure for *_, figure in mine])
+        unit = " %" if mine[0][3].text.endswith("%") else ""
         name = METRICS.get(metric, metric)
         head = ["protocol", "weights", name, "95 % interval", f"{left:g} to {right:g}{unit}", "train / test", "pixels", "pooling", "seed"]
-        cells = [_cells(item[0], item[1], item[2], item[3], (left, right), len(runs) > 1) for item in own]
-        tables.append(page.table(head, cells, f"{name}: one line a measurement, its interval drawn from {left:g} to {right:g}{unit}"))
+        cells = [_cells(item[0], item[1], item[2], item[3], (left, right), len(runs) > 1) for item in mine]
+        tables.append(page.table(head, cells, f"{name}: one line a measurement, its interval drawn from {left:g} to {right:g}{unit}", "line"))
     note = "<p class='under'>The interval says how sure the figure is for this many test pictures; another seed of the training moves it too.</p>"
     return "".join(tables) + note if tables else ""
 
@@ -196,7 +196,9 @@ def _cells(place: int, run: Run, row: dict[str, Any], figure: Figure, ends: tupl
     counts = [f"{row[name]:,}" if number(row.get(name)) else "?" for name in ("n_train", "n_val")]
     drawn = page.whisker(figure.value, figure.low, figure.high, *ends, place, random)
     rest = (" / ".join(counts), text_of(row.get("img_size") or ""), str(row.get("pooling", "")), text_of(row.get("seed", "")))
-    return [escape(str(row.get("protocol", "")) + more), who, f"<b>{figure.text}</b>", figure.between, drawn, *(escape(cell) for cell in rest)]
+    over = str(row.get("interval_over") or "")
+    between = figure.between + (f", over {escape(over)}" if over.endswith("groups") else "")
+    return [escape(str(row.get("protocol", "")) + more), who, f"<b>{figure.text}</b>", between, drawn, *(escape(cell) for cell in rest)]
 
 
 def scale(figures: Sequence[Figure]) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-from unmask.run.records import Run, column
+from unmask.run.records import Run
 
 POINTS = 150  # of the longest curve: more cannot be seen at this size
 SERIES = ("#2563a8", "#b4500f", "#1a7f4b", "#8a3ffc", "#b0243f", "#5b6472")  # contrast on white above 4.5 each
@@ -67,7 +67,7 @@ def present(runs: dict[str, Run]) -> list[tuple[Chart, dict[str, Run]]]:
     """The charts for which there are numbers, each with the runs that have them; losses that mean different things apart."""
     found = []
     for chart in [*CHARTS, *others(runs)]:
-        having = {name: run for name, run in runs.items() if column(run.rows, chart.key)[0]}
+        having = {name: run for name, run in runs.items() if run.column(chart.key)[0]}
         if chart is LOSS:
             kinds = list(dict.fromkeys(loss_of(run) for run in having.values()))
             for kind in kinds:
@@ -87,7 +87,7 @@ def loss_of(run: Run) -> tuple[str, bool]:
 
 def others(runs: dict[str, Run]) -> list[Chart]:
     """A chart for each further column of numbers, such as the parts of a loss; the average of the weights has its own."""
-    names = sorted({key for run in runs.values() for row in run.rows[-50:] for key, value in row.items() if isinstance(value, int | float)} - KNOWN)
+    names = sorted({key for run in runs.values() for key in run.columns} - KNOWN)
     titles = {chart.key: chart.title for chart in CHARTS}
     charts = []
     for name in names:
@@ -120,7 +120,7 @@ class Line:
 def lines_of(chart: Chart, runs: dict[str, Run], order: Sequence[str]) -> list[Line]:
     """The curves of a chart; all are thinned alike, so that they look equally smooth."""
     scale = 100.0 if chart.percent else 1.0
-    curves = {name: column(run.rows, chart.key) for name, run in runs.items()}
+    curves = {name: run.column(chart.key) for name, run in runs.items()}
     size = max(1, -(-max(len(values) for _, values in curves.values()) // POINTS))
     lines = []
     for name, (steps, values) in curves.items():
@@ -140,7 +140,7 @@ def references(chart: Chart, runs: dict[str, Run], order: Sequence[str]) -> list
     """
     found: list[tuple[float, str, int | None]] = []
     for key, said in chart.beside:
-        levels = {order.index(name): sum(values) / len(values) for name, run in runs.items() if (values := column(run.rows, key)[1])}
+        levels = {order.index(name): sum(values) / len(values) for name, run in runs.items() if (values := run.column(key)[1])}
         groups: list[list[int]] = []
         for place in sorted(levels, key=lambda place: levels[place]):
             alike = bool(groups) and levels[place] - levels[groups[-1][0]] <= 0.01 * abs(levels[place])

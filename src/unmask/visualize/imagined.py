@@ -54,13 +54,13 @@ def _stages(sheets: Sequence[tuple[int, Path]], last: Sheet) -> str:
         return ""
     rows = []
     for row in [row for row in last.rows if row.name][:SHOWN]:
-        cells = [page.image(row.images[last.column("original") or 0], f"{row.name}: original")]
+        cells = [page.image(row.images[last.column("original") or 0], f"{row.name}: original") + escape(row.name)]
         for step, stage in read:
             panels = next((other.images for other in stage.rows if other.name == row.name), [])
             place = stage.column("prediction")
             cells.append(page.image(panels[place], f"{row.name}: prediction at step {step:,}") if place is not None and place < len(panels) else "")
-        rows.append([escape(row.name), *cells])
-    head = ["picture", "original", *(f"step {step:,}" for step, _ in read)]
+        rows.append(cells)
+    head = ["original", *(f"step {step:,}" for step, _ in read)]
     return page.folded("How it came about: predictions over the run", page.table(head, rows, "Predictions of the same pictures over the run", "seen", caption=False))
 
 
@@ -86,16 +86,16 @@ def side_by_side(runs: dict[str, Run], data: Any) -> str:
         return told + each
     rows = []
     for name, original, shown in together(sheets, shared):
-        cells = [page.image(original, f"{name}: original")]
+        cells = [page.image(original, f"{name}: original") + escape(name)]
         for run in sheets:
             mask, prediction, label = shown.get(run, (None, None, ""))
             hidden = page.image(mask, f"{name}: what {run} sees of it") if mask is not None else ""
             far = re.search(r"error ([\d.]+)", label)
             both = f'<div class="both">{hidden}{page.image(prediction, f"{name}: prediction of {run}")}</div>' if prediction is not None else ""
             cells.append(both + (f"error {far[1]}" if far else ""))
-        rows.append([escape(name), *cells])
+        rows.append(cells)
     order = list(runs)
-    head = ["picture", "original", *(page.key(order.index(run), run) for run in sheets)]
+    head = ["original", *(page.key(order.index(run), run) for run in sheets)]
     heads = {run: ", ".join(sheet.header[1:3]) for run, sheet in sheets.items()}
     if len(set(heads.values())) == 1:
         told += f"<p class='under'>Of each run: {escape(next(iter(heads.values())))}, and the error. What all of them see is shown once.</p>"

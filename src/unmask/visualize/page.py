@@ -56,7 +56,7 @@ ul.findings b { width: 24px; height: 24px; line-height: 22px; border: 1.5px soli
 .scroll { overflow-x: auto; margin: 0 0 10px } table { border-collapse: collapse; width: 100%; font-size: 15px; font-variant-numeric: tabular-nums }
 caption { text-align: left; color: var(--quiet); font-size: 14px; padding: 0 0 6px } td > svg { display: block }
 th { text-align: left; font-weight: 600 } thead th { color: var(--quiet); font-size: 14px } tbody th { font-weight: 400 } th, td { padding: 6px 14px 6px 0; border-bottom: 1px solid var(--rule); vertical-align: top }
-tr:last-child > * { border-bottom: 0 } td code, p code, th code, li code { font-size: .93em } code, pre { font-family: var(--mono) } td { overflow-wrap: anywhere }
+tr:last-child > * { border-bottom: 0 } td code, p code, th code, li code { font-size: .93em } code, pre { font-family: var(--mono) } td { overflow-wrap: anywhere; min-width: 7em } .line td, .line th { white-space: nowrap; min-width: 0 }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 230px), 1fr)); gap: 10px 24px; margin: 0 } .pairs dt { color: var(--quiet); font-size: 14px }
 .pairs dd { margin: 0; font-family: var(--mono); font-size: 14px; overflow-wrap: anywhere } .pairs .other { color: var(--ink); font-family: var(--sans) }
 pre { background: var(--code); border: 1px solid var(--rule); border-radius: 8px; padding: 10px 14px; margin: 4px 0 12px; font-size: 14px; line-height: 1.5; white-space: pre-wrap; overflow-wrap: anywhere }
@@ -64,8 +64,8 @@ figure { margin: 0 0 16px } figcaption { color: var(--quiet); font-size: 14px; l
 img { max-width: 100%; height: auto; display: block; background: var(--rule) } img.small { image-rendering: pixelated } .whole { border: 1px solid var(--rule); border-radius: 8px; background: #fff }
 .rows { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); gap: 14px 28px } .rows figure { margin: 0 }
 .panels { display: grid; gap: 4px } .panels span { color: var(--quiet); font-size: 13px; line-height: 1.25; align-self: end } .panels img { width: 100% }
-.seen td, .seen th { padding: 4px 8px 4px 0; border: 0; min-width: 76px } .seen img { width: 100%; max-width: 148px; min-width: 68px } .both { display: flex; flex-wrap: wrap; gap: 4px } .both img { flex: 1 1 68px } .seen td { font-size: 13px; color: var(--quiet) } .seen tbody th { font-size: 13px; max-width: 130px; overflow-wrap: anywhere }
-details { margin: 4px 0 } details summary { cursor: pointer; padding: 6px 0 } .key { margin-right: 22px; display: inline-block; max-width: 100%; overflow-wrap: anywhere } .key svg { vertical-align: -3px; margin-right: 6px }
+.seen td, .seen th { padding: 4px 8px 8px 0; border: 0; min-width: 72px } .seen img { width: 100%; max-width: 148px; min-width: 64px } .both { display: flex; flex-wrap: wrap; gap: 4px } .both img { flex: 1 1 64px } .seen td { font-size: 13px; color: var(--quiet) } .seen tbody th { font-size: 13px; line-height: 1.35; width: 17%; min-width: 84px; overflow-wrap: anywhere; color: var(--quiet) }
+details { margin: 4px 0 } details summary { cursor: pointer; padding: 6px 0 } .key { margin-right: 22px; display: inline-block; max-width: 100%; overflow-wrap: break-word } table .key { margin-right: 0 } .key svg { vertical-align: -3px; margin-right: 6px }
 footer { color: var(--quiet); font-size: 14px; padding: 6px 4px }
 @media (max-width: 560px) { main { padding: 20px 10px 40px } section { padding: 18px 14px; border-radius: 10px } h1 { font-size: 23px } header svg { width: 40px; height: 40px } }
 @media print { body { background: #fff } section, .tile, figure { break-inside: avoid } nav { display: none } }

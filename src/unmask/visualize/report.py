@@ -14,7 +14,7 @@ from unmask.errors import Refused
 from unmask.methods import METHODS
 from unmask.methods.statement import known
 from unmask.run.folder import command, write_whole
-from unmask.run.records import METRICS, Figure, Run, column, number, said
+from unmask.run.records import METRICS, Figure, Run, number, said
 from unmask.visualize import beside, page
 from unmask.visualize.beside import KEY, text_of
 from unmask.visualize.curves import present, svg
@@ -115,23 +115,23 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     if loss is None:
         return []
     tiles = [("steps", f"{run.step:,}", f"of {steps:,}" if isinstance(steps, int) and steps >= run.step else "")]
-    levels = {key: statistics.fmean(values) for key, _ in BASELINES if (values := column(run.rows, key)[1])}
+    levels = {key: statistics.fmean(values) for key, _ in BASELINES if (values := run.column(key)[1])}
     tiles.append(("loss at the end", f"{loss:.3f}", f"patch mean {levels['patch_mean']:.3f}" if "patch_mean" in levels else ""))
     for metric, name in METRICS.items():
-        if values := column(run.rows, metric)[1]:
-            most = column(run.rows, "majority")[1]
+        if values := run.column(metric)[1]:
+            most = run.column("majority")[1]
             tiles.append((f"{name}, validation", said(metric, values[-1], unit=True), f"largest class {most[-1]:.1f} %" if most else ""))
-    if values := column(run.rows, "knn")[1]:
-        random = column(run.rows, "knn_random")[1]
+    if values := run.column("knn")[1]:
+        random = run.column("knn_random")[1]
         tiles.append(("kNN while training", f"{values[-1]:.1f} %", f"random encoder {random[-1]:.1f} %" if random else ""))
     own = [(str(row.get("protocol")), figure) for row in newest(run.evaluations) if not row.get("random") and (figure := Figure.of(row)) and beside.here(row, run)]
     if own:
         protocol, figure = max((pair for pair in own if pair[1].metric == own[-1][1].metric), key=lambda pair: pair[1].value)
         tiles.append((f"evaluate {protocol}, {figure.name}", figure.text, figure.between))
-    if values := column(run.rows, "rank")[1]:
+    if values := run.column("rank")[1]:
         tiles.append(("effective rank", f"{values[-1]:.1f}", f"highest {max(values):.1f}"))
-    if values := column(run.rows, "images_per_second")[1]:
-        wait = column(run.rows, "data_wait")[1]
+    if values := run.column("images_per_second")[1]:
+        wait = run.column("data_wait")[1]
         tiles.append(("images a second", f"{statistics.median(values):,.0f}", f"{statistics.fmean(wait):.0%} waiting for data" if wait else ""))
     return tiles
 
@@ -175,9 +175,9 @@ def _curves(runs: dict[str, Run]) -> str:
 
 def _speed(run: Run) -> list[tuple[str, str, str]]:
     items = []
-    if values := column(run.rows, "images_per_second")[1]:
+    if values := run.column("images_per_second")[1]:
         items.append(("images a second", f"median {statistics.median(values):,.1f}, lowest {min(values):,.1f}, highest {max(values):,.1f}", ""))
-    if values := column(run.rows, "data_wait")[1]:
+    if values := run.column("data_wait")[1]:
         items.append(("time waiting for data", f"mean {statistics.fmean(values):.1%}, highest {max(values):.1%}", ""))
     if seconds := beside.spent(run):
         items.append(("time in steps", beside.duration(seconds), "measuring and saving not counted"))

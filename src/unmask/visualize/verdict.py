@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from unmask.run.records import METRICS, Figure, Rows, Run, column, number, said
+from unmask.run.records import METRICS, Figure, Rows, Run, number, said
 
 Mark = Literal["good", "bad", "open", "note"]
 BASELINES = (
@@ -33,7 +33,7 @@ def verdict(run: Run) -> list[Finding]:
 
 def final_loss(run: Run) -> float | None:
     """The mean loss of the last twentieth of the steps (at least ten, so that one batch does not decide)."""
-    _, losses = column(run.rows, "loss")
+    _, losses = run.column("loss")
     return statistics.fmean(losses[-max(10, len(losses) // 20) :]) if losses else None
 
 
@@ -56,7 +56,7 @@ def _loss(run: Run) -> list[Finding]:
         return [Finding("open", "No step has been written down yet, so nothing can be said about learning.")]
     if run.supervised:  # its loss is of distorted and mixed pictures: the validation says how good it is
         return []
-    levels = [(told, statistics.fmean(values)) for key, told in BASELINES if (values := column(run.rows, key)[1])]
+    levels = [(told, statistics.fmean(values)) for key, told in BASELINES if (values := run.column(key)[1])]
     if not levels:
         return [Finding("open", f"The loss is {loss:.3f}. There are no baselines beside it, so it cannot be told whether that is good."), *_falling(run)]
     beaten = [f"{told} ({level:.3f})" for told, level in levels if loss < level]
@@ -76,7 +76,7 @@ def _loss(run: Run) -> list[Finding]:
 
 def _falling(run: Run) -> list[Finding]:
     """Whether a longer run would go lower."""
-    _, losses = column(run.rows, "loss")
+    _, losses = run.column("loss")
     fifth = len(losses) // 5
     if fifth < 20:
         return []
@@ -92,17 +92,17 @@ def _validation(run: Run) -> list[Finding]:
     """How good a fine-tuned network is on pictures that did not teach it, and whether it learns by heart."""
     findings = []
     for metric, name in METRICS.items():
-        steps, values = column(run.rows, metric)
+        steps, values = run.column(metric)
         if not values:
             continue
-        most, count = column(run.rows, "majority")[1], column(run.rows, "val_n")[1]
+        most, count = run.column("majority")[1], run.column("val_n")[1]
         told = f"{name} on {count[-1]:,.0f} pictures that do not teach" if count else f"{name} on pictures that do not teach"
         text = f"{told}: {said(metric, values[-1], unit=True)} at step {steps[-1]:,.0f}"
         floor = floor_of(metric, values[-1], most[-1] if metric == "top1" and most else None)
         if floor is not None:
             text += f", beside {floor[1]}"
         findings.append(Finding("bad" if floor is not None and values[-1] <= floor[0] else "good", f"{text}."))
-    steps, losses = column(run.rows, "val_loss")
+    steps, losses = run.column("val_loss")
     if losses and losses[-1] > 1.05 * min(losses):
         lowest = steps[losses.index(min(losses))]
         findings.append(
@@ -126,14 +126,14 @@ def floor_of(metric: str, value: float, majority: float | None) -> tuple[float, 
 
 
 def _knn(run: Run) -> list[Finding]:
-    steps, values = column(run.rows, "knn")
+    steps, values = run.column("knn")
     if not values:
         return []
-    random = column(run.rows, "knn_random")[1]
+    random = run.column("knn_random")[1]
     start, who = (random[-1], "the random encoder") if random else (values[0], f"the first measurement (step {steps[0]:.0f})")
     if not random and len(values) == 1:
         return [Finding("open", f"kNN while training: {values[0]:.1f} %, measured once; there is nothing to compare it with.")]
-    tested = column(run.rows, "knn_n")[1]
+    tested = run.column("knn_n")[1]
     half = 1.96 * 100 * (max(start * (100 - start), 1.0) / 1e4 / tested[-1] * 2) ** 0.5 if tested else None  # of a difference of two shares
     change = f"kNN while training: {values[-1]:.1f} %, {who}: {start:.1f} %"
     if half is not None and abs(values[-1] - start) <= half:
@@ -186,7 +186,7 @@ def _evaluated(run: Run) -> list[Finding]:
 
 
 def _rank(run: Run) -> list[Finding]:
-    steps, ranks = column(run.rows, "rank")
+    steps, ranks = run.column("rank")
     if not ranks:
         return []
     if ranks[-1] < 2 or (len(ranks) > 2 and ranks[-1] < 0.1 * max(ranks)):
@@ -201,7 +201,7 @@ def _rank(run: Run) -> list[Finding]:
 
 
 def _speed(run: Run) -> list[Finding]:
-    wait = column(run.rows, "data_wait")[1]
+    wait = run.column("data_wait")[1]
     if wait and (share := statistics.fmean(wait)) > 0.2:
         return [Finding("bad", f"The run waited for data {share:.0%} of the time: more --workers, smaller files or a faster disk would speed it up.")]
     return []
