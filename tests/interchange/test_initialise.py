@@ -118,7 +118,7 @@ def test_larger_patches_say_of_a_resized_patch_what_the_old_ones_said(source, pa
 def test_other_families_are_filled_at_other_sizes_too(model, tmp_path):
     small = {"width": 24} if "swin" in model else {"width": 48, "depth": 1, "heads": 3}
     make = lambda size: create_trunk(model, size, 3, None, **small).eval()  # noqa: E731
-    first, second = ((56, 56), (84, 84)) if "eva" in model else ((64, 64), (96, 96))
+    first, second = {"b": ((64, 64), (96, 96)), "e": ((56, 56), (84, 84)), "s": ((224, 224), (448, 448))}[model[0]]
     torch.manual_seed(1)
     there, here = make(first), make(second)
     save_encoder(tmp_path / "encoder.safetensors", there, THERE)
