@@ -114,6 +114,22 @@ def test_larger_patches_say_of_a_resized_patch_what_the_old_ones_said(source, pa
     assert_close(features(here, larger), features(there, x), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("model", ["beit_base_patch16_224", "swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224"])
+def test_other_families_are_filled_at_other_sizes_too(model, tmp_path):
+    small = {"width": 24} if "swin" in model else {"width": 48, "depth": 1, "heads": 3}
+    make = lambda size: create_trunk(model, size, 3, None, **small).eval()  # noqa: E731
+    first, second = {"b": ((64, 64), (96, 96)), "e": ((56, 56), (84, 84)), "s": ((224, 224), (448, 448))}[model[0]]
+    torch.manual_seed(1)
+    there, here = make(first), make(second)
+    save_encoder(tmp_path / "encoder.safetensors", there, THERE)
+    fill(here, str(tmp_path / "encoder.safetensors"), THERE)
+    x = torch.randn(1, 3, *second)
+    if "swin" in model:  # its windows stay as they are
+        assert all(torch.equal(value, there.state_dict()[key]) for key, value in here.state_dict().items())
+    else:
+        assert_close(features(here, x), features(load_encoder(tmp_path / "encoder.safetensors", img_size=second).model, x))
+
+
 @pytest.mark.parametrize(
     ("here", "there", "says"),
     [

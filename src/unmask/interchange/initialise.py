@@ -13,11 +13,14 @@ from typing import Any
 
 import torch
 from timm.layers.patch_embed import resample_patch_embed
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from unmask.errors import Refused
 from unmask.interchange import huggingface, official
-from unmask.interchange.encoder import Encoder, load_encoder
+from unmask.interchange.encoder import Encoder, load_encoder, resize
 from unmask.interchange.foreign import read_config
 from unmask.interchange.naming import identify
 from unmask.interchange.weights import read, read_folder, read_safetensors
@@ -36,6 +39,10 @@ def fill(trunk: Any, name: str, statistics: Mapping[str, Sequence[float]] | None
     lines: list[str] = []
     opened = load_encoder(name, heads=heads, say=lines.append)
     lines = lines or [f"weights of {name}: {opened.name}, trained on pictures of {opened.img_size[0]}x{opened.img_size[1]} with {opened.in_chans} channels"]
+    if isinstance(opened.model, Beit):  # relative places of a whole picture: timm makes them for another size; Swin's are of a window
+        here, there = tuple(trunk.patch_embed.img_size), opened.img_size
+        lines += [f"places for pictures of {_by(there)} made anew for {_by(here)}"] if here != there else []
+        opened = resize(opened, here)
     state: dict[str, Tensor] = {key: value.float() for key, value in opened.model.state_dict().items()}
     lines += _channels(state, opened, trunk, statistics, name)
     lines += _patches(state, trunk)
@@ -101,7 +108,7 @@ def _patches(state: dict[str, Tensor], trunk: Any) -> list[str]:
 
 def _places(state: dict[str, Tensor], opened: Encoder, trunk: Any) -> list[str]:
     """Fit the table of places to this run's grid."""
-    if "pos_embed" not in state or trunk.pos_embed is None:
+    if not isinstance(trunk, VisionTransformer | Eva) or "pos_embed" not in state or trunk.pos_embed is None:
         return []
     old, new = tuple(opened.model.patch_embed.grid_size), tuple(trunk.patch_embed.grid_size)
     prefix = state["pos_embed"].shape[1] - old[0] * old[1]
@@ -117,8 +124,8 @@ def _compare(state: Mapping[str, Tensor], opened: Encoder, trunk: Any, name: str
     """Refuse the first difference between two networks that no fitting mends."""
     own = trunk.state_dict()
     hint = "say no --model, --width, --depth or --heads, and the network is that of the weights"
-    heads = [len(network.blocks) and network.blocks[0].attn.num_heads for network in (opened.model, trunk)]
-    if heads[0] != heads[1]:
+    heads = [network.blocks[0].attn.num_heads if isinstance(network, VisionTransformer | Eva | Beit) else 0 for network in (opened.model, trunk)]
+    if all(heads) and heads[0] != heads[1]:
         raise Refused(f"--init {name} has {heads[0]} heads and this network {heads[1]}: {hint}")
     for key in [*state, *own]:
         inside = ".mlp." in key or ".ls" in key or "attn.q" in key or key.startswith(("reg_token", "norm", "fc_norm"))
