@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
+import tarfile
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -202,3 +208,112 @@ def test_the_same_row_twice_and_odd_files(photos):
         open_source(str(photos), str(photos.parent / "labels.json"))
     with pytest.raises(Refused, match="--group names a column"):
         open_source(str(photos), Labelled(group="patient"))
+
+
+def png(shade: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (8, 8), shade).save(file, "PNG")
+    return file.getvalue()
+
+
+def as_csv(folder, rows):
+    for i in range(len(rows)):
+        (folder / f"{i}.png").write_bytes(png(i))
+    path = folder / "data.csv"
+    path.write_text("path,label,age,group,split\n" + "\n".join(f"{i}.png,{';'.join(tags)},{age},{group},{split}" for i, (tags, age, group, split) in enumerate(rows)))
+    return str(path)
+
+
+def as_tsv(folder, rows):
+    path = folder / "data.tsv"
+    path.write_text(Path(as_csv(folder, rows)).read_text().replace(",", "\t"))
+    return str(path)
+
+
+def as_tar(folder, rows):
+    with tarfile.open(folder / "data.tar", "w") as tar:
+        for i, (tags, age, group, split) in enumerate(rows):
+            for name, data in ((f"{i}.png", png(i)), (f"{i}.json", json.dumps({"label": tags, "age": age, "group": group, "split": split, "url": {}}).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return str(folder / "data.tar")
+
+
+def as_parquet(folder, rows):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(("label", "age", "group", "split"))}
+    pq.write_table(pa.table({"image": [{"bytes": png(i), "path": None} for i in range(len(rows))], **columns}), folder / "data.parquet")
+    return str(folder / "data.parquet")
+
+
+def as_hub(folder, rows):
+    datasets = pytest.importorskip("datasets")
+    words = ["cat", "dog"]
+    features = {"image": datasets.Image(), "label": datasets.Sequence(datasets.ClassLabel(names=words)), "age": datasets.Value("float32")}
+    features |= {"group": datasets.Value("string"), "split": datasets.Value("string")}
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(("label", "age", "group", "split"))}
+    columns["label"] = [[words.index(word) for word in tags] for tags in columns["label"]]
+    columns["image"] = [{"bytes": png(i), "path": None} for i in range(len(rows))]
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def as_hub_parquet(folder, rows):
+    as_hub(folder, rows).to_parquet(str(folder / "hub.parquet"))
+    return str(folder / "hub.parquet")
+
+
+def as_npz(folder, rows):
+    ages, groups, splits = (np.array([row[place] for row in rows]) for place in (1, 2, 3))
+    tags = np.array([[word in row[0] for word in ("cat", "dog")] for row in rows])
+    np.savez(folder / "data.npz", images=np.zeros((len(rows), 8, 8), np.uint8), label=tags, age=ages, group=groups, split=splits)
+    return str(folder / "data.npz")
+
+
+@pytest.mark.parametrize("form", [as_csv, as_tsv, as_tar, as_parquet, as_hub, as_hub_parquet, as_npz], ids=lambda form: form.__name__[3:])
+def test_every_form_of_data_tells_tags_numbers_groups_and_parts(form, tmp_path):
+    rows = [(["cat"], 1.5, "p", "train"), (["cat", "dog"], 2.25, "q", "val"), ([], 3.0, "p", "train"), (["dog"], 0.5, "r", "test")]
+    data = form(tmp_path, rows)
+    source = open_source(data)
+    assert source.labels.kind == "tags" and source.labels.values.tolist() == [[1, 0], [1, 1], [0, 0], [0, 1]], source.said
+    if form is not as_npz:
+        assert source.labels.names == ["cat", "dog"]
+    assert source.labels.groups[0] == source.labels.groups[2] and len(set(source.labels.groups.tolist())) == 3
+    assert source.labels.splits.tolist() == ["train", "val", "train", "test"] and "groups by group (3)" in source.said[-1]
+    other = open_source(data, Labelled(label="age", split="group=q"))
+    assert (other.labels.kind, other.labels.names) == ("numbers", ["age"]) and other.labels.values[:, 0].tolist() == [1.5, 2.25, 3.0, 0.5]
+    assert other.labels.splits.tolist() == ["train", "val", "train", "train"]
+    with pytest.raises(Refused, match="no column 'agee'" + (", did you mean age" if form is not as_tar else "")):
+        open_source(data, Labelled(label="agee"))
+
+
+def test_torch_datasets_tell_their_labels():
+    from torch.utils.data import Subset, TensorDataset
+
+    x = torch.zeros(4, 3, 8, 8)
+    assert open_source(TensorDataset(x, torch.tensor([2, 0, 1, 2]))).labels.values.tolist() == [2, 0, 1, 2]
+    assert open_source(TensorDataset(x, torch.rand(4, 3))).labels.kind == "numbers"
+    assert open_source(TensorDataset(x, x)).labels is None, "pictures of pictures are no labels"
+    part = Subset(TensorDataset(x, torch.tensor([2, 0, 1, 2])), [3, 1])
+    assert [open_source(part).labels.names[i] for i in open_source(part).labels.values] == ["2", "0"]
+    pictures = [Image.new("L", (8, 8)) for _ in range(3)]
+    assert open_source([(picture, word) for picture, word in zip(pictures, "bab")]).labels.names == ["a", "b"]
+    assert open_source([{"image": picture, "label": 0.5 * i} for i, picture in enumerate(pictures)]).labels.kind == "numbers"
+
+
+def test_names_of_classes_beside_numbers(tmp_path):
+    np.savez(tmp_path / "x.npz", images=np.zeros((3, 8, 8), np.uint8), label=np.array([2, 0, -1], np.int16), class_names=np.array(["cat", "cow", "dog"]))
+    labels = open_source(str(tmp_path / "x.npz")).labels
+    assert labels.names == ["cat", "cow", "dog"] and labels.values.tolist() == [2, 0, -1]
+    np.savez(tmp_path / "y.npz", images=np.zeros((3, 8, 8), np.uint8), label=np.array([2, 0, 3]), class_names=np.array(["cat", "cow", "dog"]))
+    with pytest.raises(Refused, match="row 2, label: '3' is none of the 3 classes"):
+        open_source(str(tmp_path / "y.npz"))
+
+
+def test_a_large_table_is_read_in_seconds(tmp_path):
+    rng, began = np.random.default_rng(0), time.perf_counter()
+    values = (rng.random((100_000, 20)) < 0.2).astype(int)
+    labels, _ = told({f"tag {k}": values[:, k].tolist() for k in range(20)}, count=100_000)
+    assert np.array_equal(labels.values, values) and time.perf_counter() - began < 30

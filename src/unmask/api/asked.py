@@ -58,6 +58,12 @@ def check_data(data: Any) -> None:
             sources.check(str(word))
 
 
+def check_labels(labels: Any) -> None:
+    """Refuse a label file that is not there before torch is imported."""
+    if isinstance(labels, str | Path) and not Path(labels).is_file():
+        raise Refused(f"--labels: there is no file {labels}")
+
+
 def sight_of(name: str | Path, data: Any, look: Look, labels: Any, opened: Any = None) -> tuple[Any, Any, dict[str, Any]]:
     """(the Encoder, DATA as it sees it, how to run it). A random network takes its channels, and what lacks statistics takes them, from DATA."""
     import torch

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from unmask.api.asked import Look, check_data, settings_of, sight_of
+from unmask.api.asked import Look, check_data, check_labels, settings_of, sight_of
 from unmask.api.transfer import Lowshot, several, teach
 from unmask.errors import Refused
 from unmask.interchange.naming import identify
@@ -88,6 +88,7 @@ def evaluate(protocol: str, encoder: str | Path, data: Any, **settings: Any) -> 
     identify(encoder)
     for words in (data, asked.val):
         check_data(words)
+    check_labels(asked.labels)
     from importlib import import_module
 
     from unmask.evaluation.metrics import shown
@@ -119,6 +120,7 @@ def embed(encoder: str | Path, images: Any, **settings: Any) -> Path:
         raise Refused(f"--out {out} must end in .npz or .parquet")
     identify(encoder)
     check_data(images)
+    check_labels(asked.labels)
     from unmask.evaluation import files
     from unmask.evaluation.features import extract
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from unmask.api.asked import Look, check_data, first_of, settings_of, sight_of, written
+from unmask.api.asked import Look, check_data, check_labels, first_of, settings_of, sight_of, written
 from unmask.errors import Refused
 from unmask.interchange.naming import identify
-from unmask.settings import Ratio, Views, Window, check_window, within
+from unmask.settings import Labelled, Ratio, Views, Window, check_window, within
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,9 @@ class ShowViews:
 
 
 @dataclass(frozen=True)
-class Inspect:
+class Inspect(Labelled):
     """A check of pictures before they train."""
 
-    labels: str | None = None  # CSV with columns path and label; class folders are used without it
     tile: int | None = None  # look at a window of this side of pictures that are larger
     window: Window | None = None  # grey values from black to white: see `unmask pretrain mae --help`
     workers: int | None = None  # pictures that are read at once; not given: chosen for the machine
@@ -180,13 +179,14 @@ def inspect(data: Any, **settings: Any) -> dict[str, Any]:
     """Count and check pictures: sizes, channels, statistics, bad files, constant pictures, duplicates; the findings."""
     (asked,) = settings_of((Inspect,), settings)
     check_data(data)
+    check_labels(asked.labels)
     from unmask.data import inspect
 
     def told(done: int, total: int) -> None:
         if sys.stderr.isatty():
             print(f"\r{done:,} of {total:,}", end="" if done < total else "\r\033[K", file=sys.stderr, flush=True)
 
-    found = inspect.inspect(data, progress=told, **vars(asked))
+    found = inspect.inspect(data, asked, asked.tile, asked.window, asked.workers, progress=told)
     print("\n".join(inspect.lines(found)))
     return found
 

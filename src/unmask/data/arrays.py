@@ -61,13 +61,14 @@ class Wrapped(Source):
     """Any torch Dataset or sequence whose items are a picture, (picture, label, …) or {"image": …, "label": …}.
 
     A picture is a Pillow image, an array (H, W[, C]), a tensor (C, H, W), a path or the bytes of a file. Random transforms belong
-    to `Views`, not into the Dataset: they would not be keyed. Labels are those of a `targets` attribute (torchvision's name).
+    to `Views`, not into the Dataset: they would not be keyed. Labels are those of a `targets` attribute (torchvision's name), the
+    second tensor of a TensorDataset, or what stands beside the pictures of a list; a Subset has those of its Dataset.
     """
 
     def __init__(self, dataset: Any, asked: Labelled):
         self.dataset = dataset
         self.fingerprint = f"{type(dataset).__name__}-{len(dataset)}"
-        targets = getattr(dataset, "targets", None)
+        targets = _targets(dataset)
         if targets is not None and len(targets) == len(dataset):
             self.labels, self.said = read({"label": targets}, choose(["label"], asked, self.fingerprint), asked.task, type(dataset).__name__, getattr(dataset, "classes", None))
 
@@ -90,6 +91,21 @@ class Wrapped(Source):
             item = _numpy(item)
             return item.transpose(1, 2, 0) if item.ndim == 3 else item  # (C, H, W) -> (H, W, C)
         return os.fspath(item) if isinstance(item, os.PathLike) else item
+
+
+def _targets(dataset: Any) -> Any:
+    """The labels of a Dataset where they can be had without reading its pictures; None elsewhere."""
+    kind = type(dataset).__name__
+    if kind == "Subset":
+        targets = _targets(dataset.dataset)
+        return None if targets is None else [targets[int(index)] for index in dataset.indices]
+    if kind == "TensorDataset":
+        return dataset.tensors[1] if len(dataset.tensors) > 1 and dataset.tensors[1].ndim <= 2 else None
+    if isinstance(dataset, list) and all(isinstance(item, tuple) and len(item) > 1 for item in dataset):
+        return [item[1] for item in dataset]
+    if isinstance(dataset, list) and all(isinstance(item, dict) and "label" in item for item in dataset):
+        return [item["label"] for item in dataset]
+    return getattr(dataset, "targets", None)
 
 
 def _numpy(tensor: Any) -> np.ndarray:
@@ -142,7 +158,7 @@ def _labels(path: str, file: Any, shapes: dict[str, tuple[int, ...]], pictures: 
     """What the arrays beside the pictures tell: those with as many rows, by their names."""
     columns = [name for name, shape in shapes.items() if name != pictures and len(shape) in (1, 2) and shape[0] == shapes[pictures][0]]
     chosen = choose(columns, asked, path)
-    words = next((name for name in CLASS_NAMES if name in shapes and name not in columns and len(shapes[name]) == 1), None)
+    words = next((name for name in CLASS_NAMES if len(shapes.get(name, ())) == 1 and name not in chosen.columns and file[name].dtype.kind in "US"), None)
     names = [str(word) for word in file[words]] if words and len(chosen.labels) == 1 and file[chosen.labels[0]].dtype.kind in "iu" else None
     return read({name: file[name] for name in chosen.columns}, chosen, asked.task, path, names)
 

@@ -32,15 +32,25 @@ class Column:
         return f"{self.where}, row {row + self.first}, {self.name}"
 
     @property
+    def bits(self) -> bool:
+        """Whether nothing but 0 and 1 stands in it, and what means unknown."""
+        return all(_bit(cell) is not False for cell in _different(self.cells))
+
+    @property
     def form(self) -> str:
         """lists, whole (numbers), decimal or words; nothing where all is empty."""
-        cells = [cell for cell in self.cells if cell is not None]
+        cells = [cell for cell in _different(self.cells) if cell is not None]
         if not cells:
             return "nothing"
         if any(isinstance(cell, list) for cell in cells):
             return "lists"
         found = {_form(cell) for cell in cells if not (isinstance(cell, str) and cell.lower() in NOTHING)}
         return next((form for form in ("words", "decimal", "whole") if form in found), "words")
+
+
+def _different(cells: list[Any]) -> list[Any]:
+    """Each cell once, where cells can be compared at once (lists cannot)."""
+    return cells if any(isinstance(cell, list) for cell in cells) else list(dict.fromkeys(cells))
 
 
 def _form(cell: Any) -> str:
@@ -92,9 +102,8 @@ def guess(columns: Sequence[Column], where: str) -> tuple[str, str]:
     forms = {column.name: column.form for column in columns}
     if set(forms.values()) == {"nothing"}:
         raise Refused(f"{where} has no label: {', '.join(forms)} {'is' if len(forms) == 1 else 'are'} empty in every row")
-    several = len(columns) > 1
-    if several:
-        if all(_bit(cell) is not False for column in columns for cell in column.cells):
+    if len(columns) > 1:
+        if all(column.bits for column in columns):
             return "tags", f"{len(columns)} columns of 0 and 1"
         if not set(forms.values()) - {"whole", "decimal", "nothing"}:
             return "numbers", f"{len(columns)} columns of numbers"
@@ -144,8 +153,9 @@ def _bits(columns: Sequence[Column]) -> np.ndarray:
 
     found: Any = np.full((len(columns[0].cells), len(columns)), np.nan, np.float32)
     for number, column in enumerate(columns):
+        meaning = {str(cell): _bit(cell) for cell in _different(column.cells)}
         for row, cell in enumerate(column.cells):
-            bit = _bit(cell)
+            bit = meaning[str(cell)]
             if bit is False:
                 raise Refused(f"{column.place(row)}: '{cell}' is neither 0 nor 1")
             if bit is not None:
@@ -206,7 +216,7 @@ def tags(columns: Sequence[Column], names: Sequence[str] | None = None) -> tuple
     import numpy as np
 
     (column, *more) = columns
-    if more or (column.form in ("whole", "decimal") and all(_bit(cell) is not False for cell in column.cells)):
+    if more or (column.form in ("whole", "decimal") and column.bits):
         return _bits(columns), [column.name for column in columns]
     mark = _separator(column.cells) or ";"
     lists = [_list(cell, mark, column.typed) for cell in column.cells]

@@ -75,7 +75,7 @@ def inspect(
     report |= _numbers(list(seen.values()))
     report["constant"] = [source.name(index) for index, look in seen.items() if look.constant]
     report["duplicates"] = _duplicates(source, seen)
-    report["labels"] = _labels(source)
+    report["labels"], report["balance"] = _labels(source), source.labels.said() if source.labels is not None else []
     try:
         report["format"] = survey(source, seed=seed, tile=tile, window=window).as_dict()
     except Refused as error:
@@ -168,7 +168,7 @@ def lines(report: dict[str, Any], most: int = 20) -> list[str]:
     if report["format"]:
         out += [f"as input   {said}" for said in report["format"]["said"]]
     if report["labels"]:
-        out.append(f"labels     {len(report['labels'])} classes: {_counted(report['labels'])}")
+        out += [f"labels     {_counted(report['labels'])}", *(f"           {line}" for line in report["balance"])]
     out.append(f"duplicates {len(report['duplicates']):,} groups of equal pictures, {extra:,} could go")
     out += ["    " + " = ".join(group[:4]) + (" …" if len(group) > 4 else "") for group in report["duplicates"][:most]]
     out.append(f"constant   {len(report['constant']):,} pictures of one single value")

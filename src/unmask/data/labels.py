@@ -140,7 +140,7 @@ class Chosen:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (*self.labels, *(name for name in (self.group, self.split) if name))
+        return tuple(dict.fromkeys(name for name in (*self.labels, self.group, self.split) if name))
 
 
 def choose(names: Sequence[str], asked: Labelled, where: str, rest: bool = False) -> Chosen:
