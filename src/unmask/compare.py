@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from unmask.evaluation.measure import by_knn, by_linear
 from unmask.evaluation.metrics import METRIC, worth
 from unmask.evaluation.ranking import SAID, UNITS
 from unmask.interchange.timm import Encoder
+from unmask.load import load
+from unmask.transfer.classifier import Classifier
 
 PROTOCOLS = {"knn": by_knn, "linear": by_linear}
 POOLINGS = ("cls", "avg", "cls+avg")
@@ -33,9 +36,11 @@ class Contender:
     """An entrant with its network, and the pictures as that network wants them: those that teach and those that judge."""
 
     entrant: Entrant
+    word: str  # the ENCODER that was named; of a random network the one whose architecture it has
     encoder: Encoder
     teaching: Pictures
     judging: Pictures
+    tuned: Path | None = None  # the run that trained it further on the teaching pictures
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def compare(
     common = set.intersection(*(set(each.ids.tolist()) for each in found.values()))
     shared = [i for i in first.ids.tolist() if i in common]
     rows = {entrant: [place[i] for i in shared] for entrant, each in found.items() for place in [{int(i): row for row, i in enumerate(each.ids)}]}
-    mine = rows[one.entrant]
+    mine, protocols = rows[one.entrant], list(first.answers)
     return Comparison(
         labels.kind,
         labels.names,
@@ -79,8 +84,8 @@ def compare(
         first.truth[mine],
         None if first.groups is None else first.groups[mine],
         list(found),
-        {protocol: {entrant.name: each.answers[protocol][rows[entrant]] for entrant, each in found.items()} for protocol in PROTOCOLS},
-        {protocol: {entrant.name: each.settings[protocol] for entrant, each in found.items()} for protocol in PROTOCOLS},
+        {protocol: {entrant.name: each.answers[protocol][rows[entrant]] for entrant, each in found.items() if protocol in each.answers} for protocol in protocols},
+        {protocol: {entrant.name: each.settings[protocol] for entrant, each in found.items() if protocol in each.answers} for protocol in protocols},
         shared,
         {
             "n_train": len(teach),
@@ -115,8 +120,22 @@ def _answers(one: Contender, teach: Sequence[int], judge: Sequence[int], seed: i
         answers[protocol] = given.float().cpu().numpy()
         settings[protocol] = {name: value for name, value in said.items() if name != "protocol"} | {"seconds": round(time.perf_counter() - begin, 2)}
     assert test.ids is not None
+    if one.tuned is not None:
+        answers["finetune"] = _tuned(one.tuned, one.judging, test.ids.tolist(), sight)
+        settings["finetune"] = {"run": str(one.tuned)}
     groups = None if test.groups is None else test.groups.numpy()
     return Answers(test.ids.numpy(), test.truth().numpy(), groups, answers, settings, _twice(train, test) if one.entrant.kind == "pixels" else 0)
+
+
+@torch.inference_mode()
+def _tuned(run: Path, judging: Pictures, ids: Sequence[int], sight: dict[str, Any]) -> np.ndarray:
+    """What the fine-tuned network answers to the judging pictures: shares of belief, or numbers (m, K)."""
+    learner = load(run)
+    if not isinstance(learner, Classifier):
+        raise Refused(f"{run} is no fine-tuned run")
+    learner = learner.eval().to(sight["device"])
+    batches = judging.numbered_batches(sight["batch_size"], workers=sight["workers"], indices=ids)
+    return torch.cat([learner.predict(x.to(sight["device"])).float().cpu() for x, _ in batches]).numpy()
 
 
 def _twice(train: FeatureTable, test: FeatureTable) -> int:

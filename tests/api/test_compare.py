@@ -156,3 +156,21 @@ def test_names_tell_encoders_apart(runs, tmp_path):
     (tmp_path / "x" / "run").mkdir(parents=True)
     (tmp_path / "y" / "x" / "run").mkdir(parents=True)
     assert len(set(names([str(tmp_path / "x" / "run"), str(tmp_path / "y" / "x" / "run")]))) == 2
+
+
+def test_fine_tuned_too(runs, imagenette, tmp_path, capsys):
+    """Every encoder is trained further and its network from scratch; that decides, and a second call takes the finished runs."""
+    words = {"val": imagenette / "val", "finetune": True, "finetune_epochs": 2, "out": tmp_path, **SMALL}
+    told = unmask.compare(imagenette / "train", [runs / "a", runs / "b"], **words)
+    assert told["deciding"] == "finetune" and "fine-tuned" in told["verdict"] and "pixel statistics (linear)" in told["verdict"]
+    rows = {row["kind"]: row for row in told["table"]}
+    assert "finetune" not in rows["pixels"] and rows["random"]["finetune"]["run"].endswith("finetune/random-encoder")
+    for kind in ("encoder", "random"):
+        kept = json.loads((tmp_path.joinpath(rows[kind]["finetune"]["run"]) / "evaluations.jsonl").read_text().splitlines()[-1])
+        assert kept["protocol"] == "finetune" and rows[kind]["finetune"]["top1"] == pytest.approx(kept["top1"], abs=1e-3)
+    said = capsys.readouterr().out
+    assert said.count("finished: ") == 3
+    again = unmask.compare(imagenette / "train", [runs / "a", runs / "b"], **words)
+    assert again["verdict"] == told["verdict"] and "finished: " not in capsys.readouterr().out
+    with pytest.raises(unmask.Refused, match="another seed"):
+        unmask.compare(imagenette / "train", [runs / "a", runs / "b"], seed=3, **words)

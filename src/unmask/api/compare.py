@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from unmask.api.asked import Look, check_data, settings_of, sight_of
 from unmask.errors import Refused
 from unmask.interchange.naming import identify
-from unmask.settings import Labelled
+from unmask.settings import Labelled, within
 
 WITHOUT = "without labels, unmask neighbours ENCODER DATA and unmask show features ENCODER DATA let one look at what an encoder finds alike"
 
@@ -23,7 +24,12 @@ class Compare(Labelled):
 
     val: Any | None = None  # labelled pictures to judge by; not given: those of the split column, of val/ folders, or a fifth of DATA, kept apart
     pooling: Literal["auto", "cls", "avg", "cls+avg"] = "auto"  # features of a picture, for all encoders; auto: the class token where there is one, for the probe the best on a held-out part
-    out: str = "."  # the folder of compare.html and compare.json
+    finetune: bool = False  # also train every encoder further on the labels, and its network from scratch; that decides then
+    finetune_epochs: float | None = None  # passes over the teaching pictures of each fine-tuning; not given: chosen for pictures and machine
+    out: str = "."  # the folder of compare.html and compare.json, and of the runs of --finetune
+
+    def __post_init__(self):
+        within(self, "finetune_epochs", 0, above=True)
 
 
 def compare(data: Any, encoders: str | Path | Sequence[str | Path], **settings: Any) -> dict[str, Any]:
@@ -52,6 +58,8 @@ def compare(data: Any, encoders: str | Path | Sequence[str | Path], **settings: 
     print(f"{len(split.teach):,} pictures teach, {len(split.judge):,} judge ({split.said}); {first.encoder.img_size[0]} x {first.encoder.img_size[1]} pixels")
     for one in contenders:
         one.judging.labels = split.judging.labels
+    if asked.finetune:
+        contenders = [one if one.entrant.kind == "pixels" else _tuned(one, data, look, asked) for one in contenders]
     found = measure(contenders, split.teach, split.judge, split.said, seed=look.seed, pooling=asked.pooling, **sight)
     told = {**found.told(), "data": str(data), "labels": None if asked.labels is None else str(asked.labels)}
     return _write(found, told, write, first.judging, Path(asked.out))
@@ -75,12 +83,15 @@ def lines(told: dict[str, Any]) -> list[str]:
     """The table as text: a figure and its 95 % interval for every protocol."""
     protocols = list(dict.fromkeys(gap["protocol"] for gap in told["differences"]))
     metric, digits = told["metric"], 1 if told["metric"] == "top1" else 3
-    rows = [["", *({"knn": "kNN", "linear": "linear probe"}.get(protocol, protocol) for protocol in protocols)]]
+    rows = [["", *({"knn": "kNN", "linear": "linear probe", "finetune": "fine-tuned"}.get(protocol, protocol) for protocol in protocols)]]
     for row in told["table"]:
         cells = [row["name"]]
         for protocol in protocols:
+            if protocol not in row:
+                cells.append("")
+                continue
             value, bounds = row[protocol][metric], row[protocol]["interval"]
-            known = value is not None and None not in bounds
+            known = value is not None and bounds
             cells.append(f"{value:.{digits}f}  ({bounds[0]:.{digits}f} to {bounds[1]:.{digits}f})" if known else "not defined")
         rows.append(cells)
     wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -119,7 +130,7 @@ def _contenders(words: Sequence[str], source: Any, val: Any, look: Look) -> tupl
         opened, teaching, sight = _opened(word, source, mine, look)
         size = opened.img_size
         judging = sight_of(word, val, mine, None, opened)[1] if val is not None else teaching
-        found.append(Contender(Entrant(short[word], "encoder", opened.name), opened, teaching, judging))
+        found.append(Contender(Entrant(short[word], "encoder", opened.name), word, opened, teaching, judging))
         twins.setdefault(_architecture(opened), (word, []))[1].append(short[word])
     given = {_architecture(one.encoder) for one, word in zip(found, words) if word.startswith("random:")}
     rows = [(word, names) for architecture, (word, names) in twins.items() if architecture not in given]
@@ -127,10 +138,37 @@ def _contenders(words: Sequence[str], source: Any, val: Any, look: Look) -> tupl
         opened, teaching, _ = sight_of(word, source, replace(look, img_size=size, patch_size=None, in_chans=None, random=True), None)
         judging = sight_of(word, val, look, None, opened)[1] if val is not None else teaching
         name = "random encoder" if len(rows) == 1 and len(whose) == len(words) else f"random encoder ({' and '.join(whose)})"
-        found.append(Contender(Entrant(name, "random", opened.name, tuple(whose)), opened, teaching, judging))
+        found.append(Contender(Entrant(name, "random", opened.name, tuple(whose)), word, opened, teaching, judging))
     first = found[0]
-    found.append(Contender(Entrant("pixel statistics", "pixels", "", tuple(short.values())), first.encoder, first.teaching, first.judging))
+    found.append(Contender(Entrant("pixel statistics", "pixels", "", tuple(short.values())), first.word, first.encoder, first.teaching, first.judging))
     return found, sight
+
+
+def _tuned(one: Any, data: Any, look: Look, asked: Compare) -> Any:
+    """The contender with a finished run that trained it on the labels: made now, gone on with, or found finished from an earlier call."""
+    from unmask.api.train import resume
+    from unmask.api.transfer import teach
+    from unmask.options import load
+    from unmask.run.folder import RunFolder
+
+    scratch = one.entrant.kind == "random"
+    folder = Path(asked.out) / "finetune" / re.sub(r"[^\w.-]+", "-", one.entrant.name).strip("-.")
+    wanted = {"encoder": one.word, "data": str(data), "img_size": list(one.encoder.img_size), "seed": look.seed}
+    if (folder / "config.yaml").is_file():
+        kept = load(folder / "config.yaml")
+        other = next((name for name, value in wanted.items() if kept.get(name) != value), None)
+        if other is not None:
+            raise Refused(f"{folder} is a run of another {other} ({kept.get(other)}, now {wanted[other]}): give another --out")
+        if RunFolder.open(folder).read_status().get("status") != "finished":
+            resume(folder)
+        return replace(one, tuned=folder)
+    labelled = {name: getattr(asked, name) for name in ("val", *(field.name for field in fields(Labelled)))}
+    labelled = {name: str(value) if isinstance(value, Path) else value for name, value in labelled.items()}
+    drawn = {"patch_size": look.patch_size, "in_chans": look.in_chans} if one.word.startswith("random:") else {}
+    more = {"scratch": scratch, "img_size": one.encoder.img_size, "seed": look.seed, "epochs": asked.finetune_epochs, "workers": look.workers, "tile": look.tile}
+    more |= {"accelerator": look.accelerator, "max_bad_share": look.max_bad_share, "window": look.window, **drawn, **labelled}
+    teach("finetune", one.word, data, out=folder, **{name: value for name, value in more.items() if value is not None})
+    return replace(one, tuned=folder)
 
 
 def _opened(word: str, source: Any, mine: Look, look: Look) -> tuple[Any, Any, dict[str, Any]]:

@@ -48,13 +48,20 @@ class Field:
         return self._differences(pairs, protocol)
 
     def above(self, protocol: str | None = None) -> dict[tuple[str, str], Difference]:
-        """Every encoder against every floor: (encoder, row of the floor)."""
-        pairs = [(name, row) for floor in self.floors.values() for name, row in floor.items()]
+        """Every encoder against every floor, (encoder, row of the floor); without `protocol` by the last one that the floor has."""
+        pairs = [(name, row) for floor in self.floors.values() for name, row in floor.items() if protocol is None or row in self.judged[protocol]]
         return self._differences(list(dict.fromkeys(pairs)), protocol)
 
+    def last_of(self, row: str) -> str:
+        """The last protocol under which a row was measured: pixel statistics cannot be fine-tuned."""
+        return next(protocol for protocol in reversed(list(self.judged)) if row in self.judged[protocol])
+
     def _differences(self, pairs: Sequence[tuple[str, str]], protocol: str | None) -> dict[tuple[str, str], Difference]:
-        figures, level = self.judged[protocol or self.deciding], 1 - (1 - LEVEL) / max(len(pairs), 1)
-        return {(one, two): difference(figures[one], figures[two], self.groups, level) for one, two in pairs}
+        level, found = 1 - (1 - LEVEL) / max(len(pairs), 1), {}
+        for one, two in pairs:
+            figures = self.judged[protocol or self.last_of(two)]
+            found[one, two] = difference(figures[one], figures[two], self.groups, level)
+        return found
 
 
 def verdict(field: Field) -> str:
@@ -132,16 +139,18 @@ def _floors(field: Field) -> str:
     """What is beaten and what is not: floors about which the same can be said are named together."""
     above = field.above()
     said: dict[tuple[tuple[str, int], ...], list[str]] = {}
-    for floor, rows in field.floors.items():
+    for words, rows in field.floors.items():
         if rows:
-            said.setdefault(tuple((name, above[name, row].better) for name, row in rows.items()), []).append(floor)
+            by = field.last_of(next(iter(rows.values())))
+            named = words if by == field.deciding else f"{words} ({SAID.get(by, by)})"
+            said.setdefault(tuple((name, above[name, row].better) for name, row in rows.items()), []).append(named)
     clauses = []
-    for standing, words in said.items():
-        floor = listed(words)
+    for standing, beside in said.items():
+        floor = listed(beside)
         names = {state: [name for name, better in standing if better == state] for state in (1, 0, -1)}
         everybody = len(standing) == len(field.encoders)
         if len(field.encoders) == 1:
-            clauses.append(_alone(field, words, standing[0][1]))
+            clauses.append(_alone(field, beside, standing[0][1]))
             continue
         parts = list[str]()
         for state, verb, verbs in ((1, "beats", "beat"), (0, "is not shown to beat", "are not shown to beat"), (-1, "is worse than", "are worse than")):
@@ -154,7 +163,7 @@ def _floors(field: Field) -> str:
                     continue
             else:
                 who = listed(names[state])
-            parts.append(f"{who} {verb if len(names[state]) == 1 else verbs} {floor if not parts else 'it' if len(words) == 1 else 'them'}")
+            parts.append(f"{who} {verb if len(names[state]) == 1 else verbs} {floor if not parts else 'it' if len(beside) == 1 else 'them'}")
         clauses.append(", ".join(parts))
     return "; ".join(clauses)
 
@@ -162,12 +171,13 @@ def _floors(field: Field) -> str:
 def _alone(field: Field, words: Sequence[str], state: int) -> str:
     """One encoder against its floors, each with its amount."""
     (name,), above = field.encoders, field.above()
-    gaps = [f"{floor} by {amount(field, above[name, field.floors[floor][name]])}" for floor in words]
+    rows = {floor: field.floors[floor.partition(" (")[0]][name] for floor in words}
+    gaps = [f"{floor} by {amount(field, above[name, row])}" for floor, row in rows.items()]
     if state > 0:
         return f"it beats {listed(gaps)}"
     if state < 0:
         return f"it is worse than {listed(gaps)}"
-    spoken = [f"{floor} (difference {signed(field, above[name, field.floors[floor][name]])})" for floor in words]
+    spoken = [f"{floor} (difference {signed(field, above[name, row])})" for floor, row in rows.items()]
     return f"it is not shown to beat {listed(spoken)}"
 
 

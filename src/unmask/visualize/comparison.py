@@ -232,9 +232,14 @@ def _settings(told: dict[str, Any]) -> list[tuple[str, str]]:
     items += [("groups", f"{told['groups']:,}")] if told.get("groups") else []
     items += [("deciding protocol", PROTOCOL.get(told["deciding"], told["deciding"])), ("seed", str(told["seed"])), ("seconds", f"{told['seconds']:.0f}")]
     for row in told["table"]:
-        made = [f"{PROTOCOL.get(name, name)}: {row[name].get('pooling')}" + (f", rate {row[name]['lr']:.3g}" if row[name].get("lr") else "") for name in _protocols(told)]
-        items.append((row["name"], "; ".join(made)))
+        made = [(PROTOCOL.get(name, name), row[name]) for name in _protocols(told) if name in row]
+        items.append((row["name"], "; ".join(f"{name}: {_how(one)}" for name, one in made)))
     return items
+
+
+def _how(made: dict[str, Any]) -> str:
+    """How a figure came about, shortly."""
+    return str(made["run"]) if "run" in made else f"{made.get('pooling')}" + (f", rate {made['lr']:.3g}" if made.get("lr") else "")
 
 
 def _next(told: dict[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:
