@@ -28,12 +28,17 @@ FORMS = {  # the class, and the largest difference there may be: rotary angles a
     "layer scale, class token with a place": ("Dinov2Model", 0),
     "registers": ("Dinov2WithRegistersModel", 0),
     "gated": ("Dinov2WithRegistersModel", 2e-6),
+    "relative places": ("BeitModel", 2e-6),
+    "relative places a block, and absolute ones": ("BeitModel", 2e-6),
+    "windows": ("SwinModel", 2e-6),
     "DINOv3's places": ("DINOv3ViTModel", 2e-5),
     "DINOv3's places, biases": ("DINOv3ViTModel", 2e-5),
     "DINOv3's places, gated": ("DINOv3ViTModel", 2e-5),
 }
 REASONS = {
     "registers, not square": "square pictures only",
+    "relative places, not square": "square pictures only",
+    "windows of two sizes": "3x3, 6x6, 7x7",
     "rotary and sub-LN": "inner norm",
     "rotary": "RotaryEmbeddingCat",
     "rotary, mixed": "rotary places are learned",
@@ -56,9 +61,11 @@ def test_opens_by_auto_model_with_the_trunks_features(case, tmp_path):
     x = photograph(encoder, 3)
     with torch.no_grad():
         wanted, answer = encoder.model.forward_features(x), opened.eval()(pixel_values=x)
+    wanted = wanted.flatten(1, -2)  # (B, tokens, D): Swin's features lie on a grid
     torch.testing.assert_close(answer.last_hidden_state, wanted, rtol=0, atol=tolerance)
     if "pooler_output" in answer and answer.pooler_output is not None:
-        torch.testing.assert_close(answer.pooler_output, wanted[:, 0], rtol=0, atol=tolerance + 1e-6)
+        pooled = wanted.mean(dim=1) if case == "windows" else wanted[:, 0]
+        torch.testing.assert_close(answer.pooler_output, pooled, rtol=0, atol=tolerance + 1e-6)
     assert sorted(path.name for path in (tmp_path / "hf").iterdir()) == ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
 
 
@@ -79,7 +86,7 @@ def test_timms_folder_opens_too(case, tmp_path):
         assert type(opened).__name__ == "TimmWrapperModel" and torch.equal(opened(x).last_hidden_state, encoder.model.forward_features(x))
 
 
-@pytest.mark.parametrize("case", [case for case in FORMS if not case.startswith("DINOv3")])
+@pytest.mark.parametrize("case", [case for case, (form, _) in FORMS.items() if form not in ("DINOv3ViTModel", "BeitModel", "SwinModel")])
 def test_out_and_in_again(case, tmp_path):
     """What we wrote we read: the same features and the same statistics."""
     encoder = encoder_of(case, tmp_path / "run")

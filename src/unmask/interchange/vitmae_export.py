@@ -20,8 +20,9 @@ from unmask.decoders import Transformer
 from unmask.encoders.vit import ViT
 from unmask.errors import Refused
 from unmask.interchange import huggingface, official
-from unmask.interchange.card import CARD, Facts
-from unmask.interchange.huggingface_export import OWN, fit, open_folder, plain_state, refuse_edited, text_of
+from unmask.interchange.card import CARD, Facts, refuse_edited
+from unmask.interchange.huggingface_export import OWN, open_folder, text_of
+from unmask.interchange.huggingface_fit import fit, plain_state
 from unmask.interchange.preprocessor import preprocessor
 from unmask.interchange.timm import Encoder, whole_folder, write
 from unmask.interchange.witness import Exported, Witness, small
@@ -85,8 +86,8 @@ def is_decoders(key: str) -> bool:
 def config_of(whole: Whole, encoder: Encoder) -> dict[str, Any]:
     """config.json; Refused where ViTMAE computes something else."""
     fitted, block = fit(encoder), whole.decoder.blocks[0]
-    if fitted.kind != "vit":
-        raise Refused(f"transformers' {CLASS} fits plain trunks with a class token only; this one is a {fitted.kind}: leave --with_decoder out")
+    if fitted.form != "ViTModel":
+        raise Refused(f"transformers' {CLASS} fits plain trunks with a class token only; this one is a {fitted.form}: leave --with_decoder out")
     known, patch = dict(fitted.config), encoder.patch_size or ()
     if encoder.img_size[0] != encoder.img_size[1] or len(set(patch)) != 1:
         raise Refused(f"transformers' {CLASS} takes square pictures and patches only: leave --with_decoder out")
