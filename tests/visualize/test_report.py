@@ -157,6 +157,7 @@ def test_runs_of_different_kinds_stand_beside_each_other(tmp_path):
     text, _ = written(first, second, broken, out=tmp_path / "all.html")
     assert "Loss of mae" in text and "Loss of finetune" in text and "Validation accuracy" in text and "fine-tuned" in section(text, "evaluations")
     assert ">failed<" in text and "mixup" in section(text, "what-differs")
+    assert f"unmask compare &#x27;my photos/train&#x27; {first} {second}</code>" in section(text, "what-to-try-next")  # the broken one has no encoder
     assert "prediction of pre" in text  # alone, it is still shown
     text, _ = written(second)
     assert "69.0 %" in text and "unmask reconstruct" not in text

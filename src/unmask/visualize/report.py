@@ -195,7 +195,7 @@ def _warnings(run: Run) -> str:
 
 
 def _next(run: Run) -> list[tuple[str, str]]:
-    here, data = shlex.quote(str(run.folder)), shlex.quote(str(run.config.get("data") or "DATA"))
+    here, data = shlex.quote(str(run.folder)), _data(run)
     if run.state != "finished":
         items = [("Go on exactly where it stopped:", str(run.status.get("resume") or command(run.folder)))] if run.state != "running" else []
         return [*items, ("Write this page again:", f"unmask report {here}")]
@@ -210,8 +210,14 @@ def _next(run: Run) -> list[tuple[str, str]]:
 
 
 def _compare(runs: dict[str, Run]) -> list[tuple[str, str]]:
-    data = shlex.quote(str(next(iter(runs.values())).config.get("data") or "DATA"))
-    lines = [f"unmask evaluate knn {shlex.quote(str(run.folder))} {data}" for run in runs.values() if run.state == "finished"]
-    items = [("One protocol for all of them (needs labels):" if i == 0 else "", line) for i, line in enumerate(lines)]
+    encoders = " ".join(shlex.quote(str(run.folder)) for run in runs.values() if run.state == "finished")
+    both = sum(run.state == "finished" for run in runs.values()) > 1
+    items = [("One protocol for all of them, with the interval of each difference (needs labels):", f"unmask compare {_data(next(iter(runs.values())))} {encoders}")] if both else []
     on = [("Go on where it stopped:", str(run.status.get("resume") or command(run.folder))) for run in runs.values() if run.state in ("interrupted", "stopped", "failed")]
     return [*items, *on]
+
+
+def _data(run: Run) -> str:
+    """The pictures of a run, as a command takes them."""
+    labels = run.config.get("labels")
+    return shlex.quote(str(run.config.get("data") or "DATA")) + (f" --labels {shlex.quote(str(labels))}" if labels else "")
