@@ -164,8 +164,8 @@ def test_pictures_are_drawn(run, photos, tmp_path):
 def test_export_inspect_and_report(run, photos, tmp_path):
     for to in ("timm", "safetensors"):
         assert unmask.export(run, out=tmp_path / to, to=to)["difference"] < 1e-5
-    with pytest.raises(unmask.Refused, match="timm, safetensors"):
-        unmask.export(run, out=tmp_path / "hf", to="hf")
+    with pytest.raises(unmask.Refused, match="timm, hf, onnx, safetensors"):
+        unmask.export(run, out=tmp_path / "other", to="keras")
     assert unmask.inspect(photos / "val")["samples"] == 20
     assert unmask.report([run], out=tmp_path / "report.html").is_file()
     assert unmask.report([run, run], out=tmp_path / "drawn.html", pictures=photos / "val").stat().st_size > 10_000
