@@ -16,7 +16,7 @@ from unmask.interchange import huggingface
 from unmask.interchange.families import UNKNOWN, groups, shortly
 from unmask.interchange.official import Parts, take_apart
 from unmask.interchange.report import Report, network_in_words
-from unmask.interchange.shapes import Network, heads_of_family, network_of
+from unmask.interchange.shapes import Network, heads_of_family, network_of, ratio
 from unmask.interchange.timm import Encoder, describe, rebuild
 from unmask.interchange.weights import Weights, read_folder
 
@@ -125,6 +125,8 @@ def from_huggingface_folder(folder: Path) -> Encoder:
     """A Hugging Face folder of a plain vision transformer: sizes, heads and norm of its config, mean and std of its preprocessor."""
     config, kind = read_config(folder)
     weights = read_folder(folder)
+    if kind == "dinov3_vit":
+        return _dinov3(config, weights, folder)
     trunk, names = huggingface.from_huggingface(weights.state, kind)
     left = groups(names, UNKNOWN)
     if UNKNOWN in left:
@@ -137,12 +139,32 @@ def from_huggingface_folder(folder: Path) -> Encoder:
     return _built(Parts(trunk, decoder, left), network, str(folder), statistics, said)
 
 
+def _dinov3(config: Mapping[str, Any], weights: Weights, folder: Path) -> Encoder:
+    """DINOv3's network, which is Eva in timm: rotary places, sizes of its config."""
+    state, names = huggingface.from_dinov3(weights.state)
+    left = groups(names, UNKNOWN)
+    if UNKNOWN in left or config.get("hidden_act", "gelu") not in ("gelu", "silu"):
+        raise Refused(f"{folder} is no DINOv3 that timm computes: {shortly(left.get(UNKNOWN, [])) or config['hidden_act']}")
+    width, depth, gated = config["hidden_size"], config["num_hidden_layers"], "blocks.0.mlp.fc1_g.weight" in state
+    size = {(384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge", (4096, 40): "7b"}.get((width, depth), "small" if gated else "base")
+    biases = "" if size == "7b" or "blocks.0.attn.q_bias" not in state else "_qkvb"
+    name = f"vit_{size}{'_plus' * (gated and size in ('small', 'huge'))}_patch16_dinov3{biases}"
+    hidden = state["blocks.0.mlp.fc1_g.weight" if gated else "blocks.0.mlp.fc1.weight"].shape[0]
+    kwargs: dict[str, Any] = {"img_size": _pair(config.get("image_size", 224)), "in_chans": config.get("num_channels", 3), "patch_size": config.get("patch_size", 16)}
+    kwargs |= {"embed_dim": width, "depth": depth, "num_heads": config["num_attention_heads"], "mlp_ratio": ratio(hidden, width), "num_classes": 0}
+    kwargs |= {"rope_temperature": config.get("rope_theta", 100.0), "num_reg_tokens": state["reg_token"].shape[1] if "reg_token" in state else 0}
+    kwargs |= FAMILIES["timm.models.eva"] | {"dynamic_img_size": True, "norm_eps": float(config.get("layer_norm_eps", 1e-5))}
+    statistics, said = _statistics(folder, "dinov3_vit")
+    return _built(Parts(state, {}, left), Network(name, kwargs, []), str(folder), statistics, said)
+
+
 def read_config(folder: Path) -> tuple[dict[str, Any], str]:
     """config.json and its model_type, which must be one that we can compute exactly."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kind = config.get("model_type", "")
-    if kind not in huggingface.BLOCKS:
-        raise Refused(f"{folder} holds a Hugging Face '{kind}': of their models this version opens {', '.join(huggingface.BLOCKS)}; timm:NAME has more")
+    opened = (*huggingface.BLOCKS, "dinov3_vit")
+    if kind not in opened:
+        raise Refused(f"{folder} holds a Hugging Face '{kind}': of their models this version opens {', '.join(opened)}; timm:NAME has more")
     return config, kind
 
 

@@ -57,7 +57,7 @@ DINO: Rows = (
 SWIGLU: Rows = (("mlp.fc1.", "mlp.weights_in."), ("mlp.fc2.", "mlp.weights_out.", "mlp.down_proj."))  # DINOv2 giant: gate and input in one matrix
 GATED: Rows = (("mlp.fc1.", "mlp.gate_proj."), ("mlp.fc1.", "mlp.up_proj."))  # the same, as 5.x has it in memory
 BLOCKS: dict[str, Rows] = {"vit_mae": VIT, "vit": VIT, "deit": VIT, "vit_msn": VIT, "ijepa": VIT, "dinov2": DINO, "dinov2_with_registers": DINO}
-DINOV3: Rows = (  # DINOv3ViTModel, written only: the blocks are `layer.0.`, the gated MLP is `GATED`
+DINOV3: Rows = (  # DINOv3ViTModel: the blocks are `layer.0.`, the gated MLP is `GATED`
     ("cls_token", "embeddings.cls_token"),
     ("reg_token", "embeddings.register_tokens"),
     ("patch_embed.proj.", "embeddings.patch_embeddings."),
@@ -221,3 +221,29 @@ def dinov3_biases(state: Mapping[str, Tensor]) -> dict[str, bool]:
     """Which of query, key and value have a bias in any block, in the words of DINOv3ViTConfig."""
     found = [value.unflatten(0, (3, -1)).ne(0).any(dim=1) for key, value in state.items() if key.endswith(".attn.qkv.bias")]
     return {f"{name}_bias": any(bool(row[i]) for row in found) for i, name in enumerate(("query", "key", "value"))}
+
+
+def from_dinov3(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The inverse of `to_dinov3`, in the names of timm's Eva; second, the keys that no row names. A bias of keys must be zero: Eva has none."""
+    ours: dict[str, Tensor] = {}
+    attention: dict[str, dict[str, Tensor]] = {}
+    left = []
+    for key, value in state.items():
+        block = re.match(r"(?:model\.)?layer\.(\d+)\.", key)
+        start, inner = (f"blocks.{block[1]}.", key[block.end() :]) if block else ("", key)
+        part = re.fullmatch(r"attention\.([qkv])_proj\.(weight|bias)", inner)
+        gated = re.fullmatch(r"mlp\.(gate|up)_proj\.(weight|bias)", inner) if f"{key.rpartition('.mlp.')[0]}.mlp.gate_proj.weight" in state else None
+        found = _row(inner, DINOV3)
+        if part and part[2] == "weight":
+            attention.setdefault(f"{start}attn.qkv.weight", {})[part[1]] = value
+        elif part and part[1] != "k":
+            ours[f"{start}attn.{part[1]}_bias"] = value
+        elif part:
+            left += [key] if bool(value.any()) else []
+        elif gated:
+            ours[f"{start}mlp.fc1_{gated[1].replace('gate', 'g').replace('up', 'x')}.{gated[2]}"] = value
+        elif found is None:
+            left.append(key)
+        elif value.shape[1:2] != (0,):  # no register tokens at all
+            ours[start + found.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")] = value
+    return ours | {name: torch.cat([rows[part] for part in "qkv"]) for name, rows in attention.items()}, left

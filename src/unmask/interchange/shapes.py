@@ -60,7 +60,7 @@ def network_of(state: Mapping[str, Tensor], path: str, img_size: tuple[int, int]
         "embed_dim": width,
         "depth": depth,
         "num_heads": chosen,
-        "mlp_ratio": _ratio(hidden, width),
+        "mlp_ratio": ratio(hidden, width),
         "qkv_bias": "blocks.0.attn.qkv.bias" in state,
         "qk_norm": "blocks.0.attn.q_norm.weight" in state,
         "init_values": 1e-5 if "blocks.0.ls1.gamma" in state else None,
@@ -133,7 +133,7 @@ def _heads(width: int, said: int | None, hint: int | None, usual: int, doubt: bo
     return heads, [f"{heads} heads assumed, {width // heads} columns each: the file does not tell (FILE:heads=N says another)"]
 
 
-def _ratio(hidden: int, width: int) -> float:
+def ratio(hidden: int, width: int) -> float:
     """The ratio from which timm computes this number of hidden columns (it cuts off the fraction)."""
     return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
 
