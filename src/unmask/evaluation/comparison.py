@@ -152,7 +152,7 @@ class Comparison:
         if self.task == "classes":
             return self.names[int(value if belief is None else value.argmax())]
         if self.task == "tags":
-            return ", ".join(name for name, number in zip(self.names, value) if number >= 0.5) or "none"
+            return ", ".join(self.names[i] for i in np.argsort(-np.nan_to_num(value), kind="stable") if value[i] >= 0.5) or "none"
         return ", ".join(f"{name} {number:.4g}" for name, number in zip(self.names, value) if np.isfinite(number))
 
     def pictures(self) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from unmask.visualize import page
 from unmask.visualize.neighbours import thumbnails
 
 SHOWN = 10  # pictures of a side on which two encoders disagree
+LETTERS = "AB"  # the two encoders under a picture, where both answers are shown
 MANY = 40  # classes above which a table by class says nothing any more
 PROTOCOL = {"knn": "kNN", "linear": "linear probe", "finetune": "fine-tuned"}
 
@@ -90,7 +91,7 @@ def _table(told: dict[str, Any]) -> str:
     cells = []
     for at, row in enumerate(rows):
         name, encoder = escape(row["name"]), row["kind"] == "encoder"
-        line = [name if encoder else f'<span style="color:var(--quiet);font-weight:400">{name}</span>', escape(row["model"] or "")]
+        line = [name if encoder else f'<span style="color:var(--quiet);font-weight:400">{name}</span>', _whole(escape(row["model"] or ""))]
         for protocol in protocols:
             made = row.get(protocol)
             if made is None:
@@ -127,9 +128,9 @@ def _differences(told: dict[str, Any]) -> str:
             f"{escape(gap['first'])} − {escape(gap['second'])}",
             _whole(f"{gap['difference']:+.{digits}f} ± {half:.{digits}f}" if half is not None else f"{gap['difference']:+.{digits}f}, no interval"),
             around_zero(gap["difference"], half, reach) if half is not None else "",
-            escape(words),
+            _whole(escape(words)),
         ]
-        cells.append(line + ([f"{gap['only_first_right']:,}", f"{gap['only_second_right']:,}"] if classes else []))
+        cells.append(line + ([_whole(f"{gap[which]:,}") for which in ("only_first_right", "only_second_right")] if classes else []))
     head = ["difference", unit, "0 in the middle", "so", *(["only the first is right", "only the second"] if classes else [])]
     note = f"Measured on the same {told['n_val']:,} pictures, {SAID.get(told['deciding'], told['deciding'])}: only those on which two disagree count."
     return page.table(head, cells, note)
@@ -179,22 +180,23 @@ def _dispute(found: Comparison, protocol: str, pair: tuple[str, str], judging: P
         heads = [f"{one} is right, {two} is wrong", f"{two} is right, {one} is wrong"]
     else:
         order = np.argsort(np.nan_to_num(-nearer), kind="stable")
-        sides, tiles = [order[nearer[order] > 0], order[::-1][nearer[order[::-1]] < 0]], ""
+        sides = [order[nearer[order] > 0], order[::-1][nearer[order[::-1]] < 0]]
+        tiles = f"<p>{escape(f'{LETTERS[0]}: {one}, {LETTERS[1]}: {two}')}. Above the answers the truth.</p>"
         heads = [f"{one} is nearer to the truth than {two}", f"{two} is nearer to the truth than {one}"]
     chosen = [sorted(side.tolist(), key=lambda row: -abs(float(nearer[row])))[:SHOWN] for side in sides]
     drawn = thumbnails(judging, [found.ids[row] for side in chosen for row in side])
-    parts = [tiles]
+    parts, beliefs = [tiles], {name: found.belief(protocol, name) for name in pair}
     for head, side in zip(heads, chosen):
-        cards = [_card(found, protocol, pair, row, drawn[found.ids[row]]) for row in side if found.ids[row] in drawn]
+        cards = [_card(found, beliefs, row, drawn[found.ids[row]]) for row in side if found.ids[row] in drawn]
         rest = "" if not cards else f'<div style="display:grid;grid-template-columns:repeat(auto-fill,minmax(160px,1fr));gap:16px">{"".join(cards)}</div>'
         parts.append(f"<h3>{escape(head)}</h3>{rest or '<p>On no picture.</p>'}")
     return "".join(parts)
 
 
-def _card(found: Comparison, protocol: str, pair: Sequence[str], row: int, image: Image.Image) -> str:
+def _card(found: Comparison, beliefs: Mapping[str, np.ndarray], row: int, image: Image.Image) -> str:
     """A picture with the truth and what is answered to it; of classes only the wrong answer, for the other is the truth."""
-    truth, answers = found.spoken(row), {name: found.spoken(row, found.belief(protocol, name)) for name in pair}
-    said = [f"{name}: {answer}" for name, answer in answers.items()]
+    truth, answers = found.spoken(row), {name: found.spoken(row, belief) for name, belief in beliefs.items()}
+    said = [f"{letter}: {answer}" for letter, answer in zip(LETTERS, answers.values())]
     if found.task == "classes":
         said = [f"taken for {next((answer for answer in answers.values() if answer != truth), truth)}"]
     data = io.BytesIO()
