@@ -126,3 +126,16 @@ def test_tags_and_numbers_that_are_unknown_count_for_nothing():
 
 def test_probabilities_sum_to_one():
     assert torch.allclose(classifier().predict(X["images"]).sum(1), torch.ones(4))
+
+
+@pytest.mark.parametrize("more", [{"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25, "drop_path": 0.1}, {"pooling": "attentive", "last_blocks": 0}, {"last_blocks": 1}])
+def test_it_is_one_compiled_graph(more):
+    learner = classifier(**more)
+    noise = torch.rand(4, learner.draws(X), generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    plain = learner(X, noise)["loss"]
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    whole = torch.compile(learner, backend="eager", fullgraph=True)(X, noise)["loss"]
+    torch.testing.assert_close(whole, plain)
+    whole.backward()

@@ -149,7 +149,8 @@ def test_a_signal_saves_and_exits_75(whole, encoder, data, tmp_path):
 
 
 def test_from_scratch_is_the_same_network_with_other_weights(encoder, data, tmp_path):
-    row = finetune(encoder, data, tmp_path / "run", scratch=True, steps=1, lr=1e-12)
+    row = finetune(encoder, data, tmp_path / "run", random=True, steps=1, lr=1e-12)
+    assert "scratch: true" in (tmp_path / "run" / "config.yaml").read_text()
     ours, theirs = load_encoder(tmp_path / "run").model.state_dict(), load_encoder(encoder).model.state_dict()
     assert row["random"] is True and ours["pos_embed"].shape == theirs["pos_embed"].shape
     assert not torch.allclose(ours["blocks.0.attn.qkv.weight"], theirs["blocks.0.attn.qkv.weight"], atol=1e-3)
@@ -177,7 +178,7 @@ def test_learning_works(encoder, data, tmp_path):
 def test_what_was_not_said_is_chosen_and_said(encoder, data, tmp_path, capsys):
     api.evaluate("finetune", str(encoder), str(data), out=tmp_path / "a", accelerator="cpu", workers=0, steps=2)
     said = capsys.readouterr().out
-    assert "mixup 0, cutmix 0, drop_path 0, randaugment 0, erasing 0" in said and "64 pictures teach, 16 judge" in said
+    assert "mixup 0, cutmix 0: 0.5 epochs" in said and "drop_path 0, randaugment 0, erasing 0: 0.5 epochs" in said and "64 pictures teach, 16 judge" in said
     api.evaluate("finetune", str(encoder), str(data), out=tmp_path / "b", accelerator="cpu", workers=0, steps=1, paper=True, batch_size=8)
     config = (tmp_path / "b" / "config.yaml").read_text()
     assert all(line in config for line in ("mixup: 0.8", "cutmix: 1.0", "layer_decay: 0.65", "drop_path: 0.1", "randaugment: 9.0", "min_lr: 1.0e-06", "base_lr: 0.0005"))

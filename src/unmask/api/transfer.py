@@ -36,12 +36,21 @@ class Lowshot:
             raise ValueError("shots or share must say how many pictures teach: --shots 5, or --share 1%")
 
 
-def teach(protocol: str, encoder: Any = None, data: Any = None, out: str | Path | None = None, config: str | Path | None = None, **settings: Any) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Fresh:
+    """What every protocol of evaluate takes."""
+
+    random: bool = False  # the same as --scratch: with the encoder's weights drawn anew
+
+
+def teach(
+    protocol: str, encoder: Any = None, data: Any = None, out: str | Path | None = None, config: str | Path | None = None, random: bool = False, **settings: Any
+) -> dict[str, Any]:
     """Train an encoder further by `finetune`, or a head on it by `attentive`: a run like any other, in `out`; the row of its evaluation.
 
-    `out` not given: a folder beside, named after the encoder and the protocol.
+    `out` not given: a folder beside, named after the encoder and the protocol. `random`: the same as `scratch`.
     """
-    recipe, folder = asked(protocol, encoder, data, out, config, settings)
+    recipe, folder = asked(protocol, encoder, data, out, config, settings | ({"scratch": True} if random else {}))
     from unmask.evaluation.metrics import shown
     from unmask.run.folder import refuse_taken
 

@@ -52,14 +52,12 @@ class Teaching(Task):
         recipe, more = choice.choose(recipe, len(feed), encoder.model.embed_dim)
         said += more
         kept = described(recipe, feed, format, encoder)
-        feed, _ = taught(recipe, source, format)  # with the views and distortions that were chosen
-        learner = self.build(recipe, kept)
-        pace = plan.pace(learner, feed, recipe.train, recipe.input.workers or 0)
+        pace = plan.pace(built(recipe, kept, encoder), feed, recipe.train, recipe.input.workers or 0)
         recipe, more = plan.paced(recipe, pace)
         said += more
         recipe, more = choice.strength(recipe, len(feed), feed.asked.kind, undistorted(format))
         said += more
-        return Prepared(recipe, kept, self.build(recipe, kept), [*said, plan.announced(recipe, pace, len(feed))])
+        return Prepared(recipe, kept, built(recipe, kept, encoder), [*said, plan.announced(recipe, pace, len(feed))])
 
     def keep(self, recipe: Recipe, data: Any = None) -> dict[str, Any]:
         source = open_source(recipe.data if data is None else data, recipe.input)
@@ -72,17 +70,7 @@ class Teaching(Task):
         return feed.fingerprint, len(feed)
 
     def build(self, recipe: Recipe, kept: Mapping[str, Any]) -> Classifier:
-        seeds.reseed(recipe.train.seed, "init")
-        learner = find(recipe.name)(**vars(recipe.method)).build(**words_of(kept))
-        encoder = encoder_of(recipe)
-        fill(learner.encoder.trunk, encoder)
-        if digest(encoder.model) != kept["encoder"]["digest"]:
-            print(f"warning: the weights of {recipe.trunk.encoder} have changed since the run began; what is saved of the run is used, if anything is")
-        if learner.average is not None:
-            learner.average.load_state_dict(learner.parts().state_dict())
-        if recipe.trunk.activation_checkpointing:
-            learner.encoder.trunk.set_grad_checkpointing(True)
-        return learner
+        return built(recipe, kept, encoder_of(recipe))
 
     def feed(self, recipe: Recipe, kept: Mapping[str, Any], data: Any = None, quarantine: Path | None = None) -> Supervised:
         source = open_source(recipe.data if data is None else data, recipe.input)
@@ -105,6 +93,20 @@ class Teaching(Task):
             RunFolder.open(start).evaluation(row)
         here = shlex.quote(str(folder.path))
         conclude(folder, learner, metadata, step, [f"unmask evaluate knn {here} LABELLED      # what the fine-tuned encoder's features tell"])
+
+
+def built(recipe: Recipe, kept: Mapping[str, Any], encoder: Encoder) -> Classifier:
+    """The learner at step 0: the encoder's weights, and a head that is a function of the seed."""
+    seeds.reseed(recipe.train.seed, "init")
+    learner = find(recipe.name)(**vars(recipe.method)).build(**words_of(kept))
+    fill(learner.encoder.trunk, encoder)
+    if digest(encoder.model) != kept["encoder"]["digest"]:
+        print(f"warning: the weights of {recipe.trunk.encoder} have changed since the run began; what is saved of the run is used, if anything is")
+    if learner.average is not None:
+        learner.average.load_state_dict(learner.parts().state_dict())
+    if recipe.trunk.activation_checkpointing:
+        learner.encoder.trunk.set_grad_checkpointing(True)
+    return learner
 
 
 def evaluation(recipe: Recipe, learner: Classifier, feed: Supervised, folder: RunFolder, average: bool) -> dict[str, Any]:
