@@ -38,6 +38,8 @@ def measure(
     teach, judging, judge, chosen = parts(pictures, val, name, seed)
     labels = pictures.labels
     assert labels is not None  # `parts` has refused it
+    if more.get("paper") and labels.kind != "classes":
+        raise Refused(f"--paper is MAE's protocol for classes, and these labels are {labels.kind}: without it the probe fits them")
     print("\n".join([*labels.rows(teach).said(), f"judged by {len(judge):,} pictures: {chosen}"]))
     train = extract(encoder, pictures, teach, batch_size, workers, device, title="pictures to learn from")
     test = extract(encoder, judging, judge, batch_size, workers, device, title="pictures to judge by")
@@ -90,8 +92,6 @@ def fitted(train: FeatureTable, outputs: int, pooling: str = "auto", seed: int =
     """The linear probe that fits the kind of labels: cross entropy, binary cross entropy for each tag, or ridge regression."""
     poolings: Sequence[str] | None = None if pooling == "auto" else (pooling,)
     if paper:
-        if train.kind != "classes":
-            raise Refused(f"--paper is MAE's protocol for classes, and these labels are {train.kind}: without it the probe fits them")
         return lars(train, outputs, poolings[0] if poolings else None, epochs or 90, seed=seed)
     if train.kind == "numbers":
         return ridge(train, poolings, seed)
