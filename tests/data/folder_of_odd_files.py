@@ -36,8 +36,9 @@ def _png(width: int, height: int, data: bytes) -> bytes:
 
 
 def bad_files(folder: Path) -> list[str]:
-    """Writes 30 kinds of bad file; their names."""
+    """Writes more than 30 kinds of bad file; their names."""
     import tifffile
+    from dicom_files import dataset, write
 
     image = photograph(7)
     whole = {kind: encoded(image, kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")}
@@ -83,12 +84,29 @@ def bad_files(folder: Path) -> list[str]:
     tifffile.imwrite(folder / "bad_13_bands.tif", np.ones((24, 24, 13), np.uint8), planarconfig="contig", photometric="minisblack")
     tifffile.imwrite(folder / "bad_4_bands.tif", np.ones((24, 24, 4), np.uint8), photometric="rgb", extrasamples=["unspecified"])
     os.symlink(folder / "nowhere.jpg", folder / "bad_dangling.jpg")
-    return [*contents, "bad_nan.tif", "bad_infinite.tif", "bad_13_bands.tif", "bad_4_bands.tif", "bad_dangling.jpg"]
+    tifffile.imwrite(folder / "bad_nodata.tif", np.full((24, 24), 7, np.uint8), extratags=[(42113, "s", 0, "7", True)])
+    grey = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    write(folder / "bad_12_bits.dcm", grey, BitsStored=12)
+    (folder / "bad_truncated.dcm").write_bytes((folder / "bad_12_bits.dcm").read_bytes()[:-2000])
+    (folder / "bad_text.dcm").write_text("no DICOM file")
+    empty = dataset(grey)
+    del empty.PixelData
+    empty.save_as(folder / "bad_no_pixels", enforce_file_format=True)
+    names = ["bad_nan.tif", "bad_infinite.tif", "bad_13_bands.tif", "bad_4_bands.tif", "bad_dangling.jpg", "bad_nodata.tif"]
+    return [*contents, *names, "bad_12_bits.dcm", "bad_truncated.dcm", "bad_text.dcm", "bad_no_pixels"]
 
 
 def odd_files(folder: Path) -> list[str]:
     """Writes good pictures of odd kinds; their names."""
+    import tifffile
+    from dicom_files import write
+
     image = photograph(8)
+    write(folder / "ok_rgb.dcm", np.array(image))
+    write(folder / "1.2.840.7", np.array(image.convert("L")), PhotometricInterpretation="MONOCHROME1")
+    border = np.array(image.convert("L")).clip(1)
+    border[:9] = 0
+    tifffile.imwrite(folder / "ok_border.tif", border, extratags=[(42113, "s", 0, "0", True)], compression="zlib", tile=(32, 32))
     (folder / "sub dir" / "ünï").mkdir(parents=True)
     kinds = {
         "ok_a.gif": image, "ok_palette.png": image.convert("P"), "ok_cmyk.jpg": image.convert("CMYK"), "ok_grey.jpg": image.convert("L"),
@@ -112,4 +130,4 @@ def odd_files(folder: Path) -> list[str]:
     (folder / "notes.txt").write_text("not a picture")
     (folder / ".hidden.jpg").write_bytes(b"x")
     (folder / "folder.jpg").mkdir()
-    return [*kinds, *more]
+    return [*kinds, *more, "ok_rgb.dcm", "1.2.840.7", "ok_border.tif"]

@@ -42,6 +42,7 @@ def test_the_quarantine_names_each_bad_file_and_no_other(odd, tmp_path):
     reasons = {Path(row["path"]).name: row["reason"] for row in rows}
     assert "empty" in reasons["bad_empty.jpg"] and "--tile" in reasons["bad_bomb.png"] and "nowhere" in reasons["bad_dangling.jpg"]
     assert "NaN" in reasons["bad_nan.tif"] and "13 bands" in reasons["bad_13_bands.tif"] and "4 bands" in reasons["bad_4_bands.tif"]
+    assert "nodata" in reasons["bad_nodata.tif"] and "without pixel data" in reasons["bad_no_pixels"] and "ends early" in reasons["bad_truncated.dcm"]
 
 
 def test_a_resumed_run_names_nothing_twice(odd, tmp_path):
@@ -72,9 +73,9 @@ def test_too_many_bad_samples_stop_the_run(odd, tmp_path):
 def test_inspect_names_them_all(odd):
     folder, bad, good = odd
     report = inspect(str(folder))
-    bands = {"bad_13_bands.tif", "bad_4_bands.tif"}  # sound files: only a run on three channels cannot use them
+    bands = {"bad_13_bands.tif", "bad_4_bands.tif", "bad_12_bits.dcm"}  # sound files: only a run on three channels of 8 bits cannot use them
     assert {Path(one["path"]).name for one in report["bad"]} == {Path(name).name for name in bad} - bands
     text = "\n".join(lines(report))
     assert all(name in text for name in bad if name not in bands)
-    assert "13 channels" in text and report["readable"] == len(good) + 40 + 2
+    assert "13 channels" in text and report["readable"] == len(good) + 40 + len(bands)
     json.dumps(report)

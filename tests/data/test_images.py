@@ -165,3 +165,41 @@ def test_tile_takes_a_window_of_what_is_too_large(monkeypatch):
     assert np.array_equal(centre, COLOUR[12:28, 20:36])
     small = Bands(COLOUR[:10, :10])
     assert part(small, 16, None) is small
+
+
+def test_npy_files_are_pictures(tmp_path):
+    deep = RNG.integers(0, 4000, (40, 50)).astype(np.int16)
+    np.save(tmp_path / "grey.npy", deep)
+    np.save(tmp_path / "last.npy", COLOUR)
+    np.save(tmp_path / "first.npy", RNG.normal(size=(5, 40, 50)).astype(np.float32))
+    np.save(tmp_path / "evil.npy", np.array([[{}]], object), allow_pickle=True)
+    np.save(tmp_path / "many.npy", np.zeros((2, 3, 8, 8), np.uint8))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "last.npy").read_bytes()[:500])
+    assert np.array_equal(read(str(tmp_path / "grey.npy"))[..., 0], deep)
+    assert np.array_equal(read((tmp_path / "last.npy").read_bytes()), COLOUR) and np.array_equal(read(str(tmp_path / "last.npy")), COLOUR)
+    assert read(str(tmp_path / "first.npy")).shape == (40, 50, 5)
+    for name, reason in (("evil", "Python objects"), ("many", "give this file itself"), ("cut", "npy")):
+        with pytest.raises(BadSample, match=reason):
+            read(str(tmp_path / f"{name}.npy"))
+    from unmask.data import forms
+
+    assert forms.pictures(str(tmp_path)) == ["cut.npy", "evil.npy", "first.npy", "grey.npy", "last.npy", "many.npy"]
+    Image.fromarray(COLOUR).save(tmp_path / "photo.png")
+    assert forms.pictures(str(tmp_path)) == ["photo.png"], "beside pictures, arrays are something else"
+    assert forms.resolve(str(tmp_path / "*.npy")).kind == "files"
+    (tmp_path / "alone").mkdir()
+    np.save(tmp_path / "alone" / "set.npy", np.zeros((9, 8, 8), np.uint8))
+    assert forms.resolve(str(tmp_path / "alone")).kind == "array", "one file is a set of pictures"
+
+
+def test_the_same_file_is_opened_by_many_threads(tmp_path):
+    """Pillow's own limit is lifted and put back for each large file: nobody is left without it."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from folder_of_odd_files import _png
+
+    bomb = _png(30000, 30000, b"")
+    before = Image.MAX_IMAGE_PIXELS
+    with ThreadPoolExecutor(8) as pool:
+        assert {picture.width for picture in pool.map(lambda _: images.open_picture(bomb), range(64))} == {30000}
+    assert before == Image.MAX_IMAGE_PIXELS

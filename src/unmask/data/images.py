@@ -109,7 +109,8 @@ def _array(raw: str | bytes) -> Picture:
         raise BadSample("holds Python objects, which are never opened" if "bject" in str(error) else f"no readable .npy file: {error}") from None
     if array.ndim == 4:
         raise BadSample(f"an array of shape {array.shape} is many pictures: give this file itself as DATA")
-    return Bands(array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] < min(array.shape[1:]) else array)  # (C, H, W) -> (H, W, C)
+    first = array.ndim == 3 and array.shape[0] < min(array.shape[1:])
+    return Bands(array.transpose(1, 2, 0) if first else array, mapped=isinstance(raw, str))  # (C, H, W) -> (H, W, C)
 
 
 def _pillow(file) -> Image.Image:

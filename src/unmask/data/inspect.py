@@ -22,6 +22,7 @@ from unmask.data.views import part
 from unmask.errors import Refused
 
 BLOCK = 512  # samples handed to the threads at once
+SMALLER = 8.0  # of a JPEG too large to decode whole an eighth is looked at
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def _look(source: Source, index: int, tile: int | None) -> _Seen | str:
     try:
         picture = source.picture(index)
         height, width, bands = picture.height, picture.width, picture.bands
-        array, valid = part(picture, tile, None).stored()
+        seen = part(picture, tile, None)
+        array, valid = seen.stored(SMALLER if seen.oversized else 1.0)
         flat = np.ascontiguousarray(filled(array, valid))  # (H, W, C)
     except BadSample as error:
         return str(error)

@@ -76,9 +76,9 @@ def oversized(height: int, width: int, bands: int, eight_bit: bool) -> bool:
 
 
 class Bands(Picture):
-    """An array (H, W) or (H, W, C); `valid`: an array of the same shape, where it is data."""
+    """An array (H, W) or (H, W, C); `valid`: an array of the same shape, where it is data; `mapped`: it lies on the disk, not in memory."""
 
-    def __init__(self, array: np.ndarray, valid: np.ndarray | None = None, depth: str | None = None):
+    def __init__(self, array: np.ndarray, valid: np.ndarray | None = None, depth: str | None = None, mapped: bool = False):
         array = np.asarray(array)
         if array.dtype == bool:
             array = array.astype(np.uint8) * 255
@@ -88,12 +88,14 @@ class Bands(Picture):
             array = array[..., None]
         if array.ndim != 3 or 0 in array.shape:
             raise BadSample(f"an array of shape {tuple(array.shape)} is no picture")
-        self.array, self._valid = array, valid  # (H, W, C)
+        self.array, self._valid, self._mapped = array, valid, mapped  # (H, W, C)
         self.height, self.width, self.bands = array.shape
         self.eight_bit = array.dtype == np.uint8
         self.depth = depth or ("8-bit" if self.eight_bit else str(array.dtype))
 
     def stored(self, shrink: float = 1.0) -> tuple[np.ndarray, np.ndarray | None]:
+        if self._mapped:
+            self.refuse_oversized()
         return self.array, self._valid
 
     def cut(self, top: int, left: int, height: int, width: int) -> Picture:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unmask.data.forms import PICTURES, Form, check, extension, pictures, resolve
+from unmask.data.forms import PICTURES, Form, check, extension, is_picture, pictures, resolve
 from unmask.data.labels import Labels, choose, joined, read
 from unmask.data.source import SPLITS, Names, Source
 from unmask.errors import Refused
@@ -161,6 +161,6 @@ def _text_rows(path: str) -> tuple[list[str], list[str | None]]:
     names = [line[0].strip() for line in lines]
     if not names:
         raise Refused(f"the list {path} is empty: one path a line")
-    if not any(extension(name) in PICTURES for name in names):
+    if not any(extension(name) in (*PICTURES, ".npy") for name in names) and not is_picture(os.path.join(os.path.dirname(path), names[0])):
         raise Refused(f"the list {path} names no picture: its first line is '{names[0][:80]}'")
     return names, [line[1].strip() if len(line) > 1 and line[1].strip() else None for line in lines]

@@ -262,5 +262,5 @@ def _rounded(numbers: np.ndarray) -> tuple[float, ...]:
 
 def _short(numbers: Iterable[float]) -> str:
     numbers = list(numbers)
-    shown = " ".join(f"{number:.3g}" for number in numbers[:6])
+    shown = " ".join(f"{number:.0f}" if abs(number) >= 100 else f"{number:.3g}" for number in numbers[:6])
     return shown + (f" … ({len(numbers)} channels)" if len(numbers) > 6 else "")

@@ -28,6 +28,7 @@ from unmask.training.progress import Progress
 PAIRS = 10_000_000  # pairs of a hidden and a visible patch whose distances are computed at once
 MEMORY = 200e6  # bytes of pictures kept
 DRAWN = 6  # pictures in the drawing
+TOLD = 16  # pictures from which an effective rank tells something: of fewer it is small whatever the encoder does
 COLLAPSED, FALL = 1.5, 0.1  # effective rank, alone and beside its highest, under which pictures look alike to the encoder
 
 
@@ -116,7 +117,7 @@ class Monitor:
         pooled = [pool(self.trunk, part.to(self.device)) for part in x.split(64)]
         name = self.learner.pooling if self.learner.pooling in pooled[0] else "avg"
         features = torch.cat([part[name] for part in pooled]).float().cpu()
-        row: dict[str, Any] = {"rank": rank_me(features), "feature_std": feature_std(features)}
+        row: dict[str, Any] = {"rank": rank_me(features), "feature_std": feature_std(features)} if len(features) >= TOLD else {}
         if labels is None or labels.min() < 0 or len(labels.unique()) < 2 or len(labels) < 30:
             return row
         tests = len(labels) // 3
