@@ -50,17 +50,19 @@ def show(
     chosen = strategy(name, ratio) if isinstance(masking, str) else masking
     draws, patches = max(draws, count), math.prod(grid)
     try:
-        mask = chosen(grid, seeds.uniform((draws, chosen.draws(grid)), seed, "show mask"))
+        noise = seeds.uniform((draws, chosen.draws(grid)), seed, "show mask")
+        mask, few = chosen(grid, noise), chosen(grid, noise[:count])  # apart: some lists are cut to the shortest of a batch
     except ValueError as error:
         raise Refused(str(error)) from None
     maps = mask.map  # (draws, N) True = masked
     masked = maps.sum(1)  # (draws,)
-    neither = ~maps if mask.weight is None else torch.zeros_like(maps)  # padded lists: what is not masked is seen
-    neither = neither.scatter(1, mask.visible_ids, False)
+    shown = few.map  # (count, N)
+    neither = ~shown if few.weight is None else torch.zeros_like(shown)  # padded lists: what is not masked is seen
+    neither = neither.scatter(1, few.visible_ids, False)
     base = _base(picture, grid)
     dark = Image.blend(base, Image.new("RGB", base.size, INK), 0.75)
-    seen = [Image.composite(dark, base, _stencil(_pixels(row.reshape(grid)))) for row in neither[:count]]
-    covered = [cover(shown, ~_pixels(row.reshape(grid))) for shown, row in zip(seen, maps)]
+    seen = [Image.composite(dark, base, _stencil(_pixels(row.reshape(grid)))) for row in neither]
+    covered = [cover(picture, ~_pixels(row.reshape(grid))) for picture, row in zip(seen, shown)]
     captions = [f"{n} of {patches} masked ({n / patches:.0%})" for n in masked[:count].tolist()]
     rows = [Row(covered[i : i + ROW], captions=captions[i : i + ROW]) for i in range(0, count, ROW)]
     often = maps.float().mean(0).reshape(grid)
@@ -78,7 +80,7 @@ def show(
     title = f"Masking strategy: {name}, {share} of a {grid[0]} x {grid[1]} grid"
     legend = [
         f"Grey is masked. On average {masked.float().mean() / patches:.1%} of the patches are."
-        + (" Dark is neither looked at nor asked about." if bool(neither[:count].any()) else ""),
+        + (" Dark is neither looked at nor asked about." if bool(neither.any()) else ""),
         "Last row: how often each patch is masked, the colours of that map, and how often each number of masked patches comes up.",
     ]
     return save(sheet([*rows, law], title=title, legend=legend), out)
