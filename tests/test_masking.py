@@ -82,7 +82,7 @@ def test_budgets_may_differ_by_row():
 def test_random_keeps_the_smallest_noise_in_order(ratio, seen):
     noise = torch.rand(3, 196)
     mask = Random(ratio)((14, 14), noise)
-    order = noise.argsort(1, stable=True)
+    order = noise.argsort(dim=1, stable=True)
     assert torch.equal(mask.visible_ids, order[:, :seen]) and torch.equal(mask.masked_ids, order[:, seen:])
 
 

@@ -60,7 +60,8 @@ def metadata_of(method: Any, name: str, **build: Any) -> dict[str, str]:
 def from_metadata(metadata: Mapping[str, str], state: Mapping[str, Tensor], file: Path) -> Learner:
     if int(metadata.get("format", FORMAT)) > FORMAT:
         raise Refused(f"{file} has format {metadata['format']}, this version reads up to {FORMAT}: update unmask")
-    method = find(metadata["method"])(**json.loads(metadata["settings"]))
+    said = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(metadata["settings"]).items()}
+    method = find(metadata["method"])(**said)
     build = json.loads(metadata["build"])
     learner = method.build(**build | {"img_size": tuple(build["img_size"])})
     missing, unexpected = learner.load_state_dict(state, strict=False)

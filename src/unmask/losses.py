@@ -26,3 +26,8 @@ def smooth_l1(prediction: Tensor, truth: Tensor, beta: float = 1.0) -> Tensor:
 def summed_square(prediction: Tensor, truth: Tensor) -> Tensor:
     """Squared error of each row, summed over its columns and divided by the root of their number (data2vec 2.0)."""
     return F.mse_loss(prediction.float(), truth, reduction="none").sum(-1) / math.sqrt(truth.shape[-1])
+
+
+def negative_cosine(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Minus the cosine of each row: from −1, right, over 0, at a right angle (EVA)."""
+    return -F.cosine_similarity(prediction.float(), truth, dim=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -62,6 +62,15 @@ class Learner(nn.Module, ABC):
     def after_step(self, progress: float) -> None:
         """What follows the weights once they have moved: teachers, queues, centres."""
 
+    def sees(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """How the pictures were normalised, a number a channel: targets may look at them in numbers of their own."""
+        for part in self.modules():
+            if isinstance(part, Target):
+                part.sees(mean, std)
+
+    def begin(self) -> None:
+        """Before the first step, when the encoder holds the weights that it begins with (`--init`): teachers begin there too."""
+
     def notes(self) -> list[str]:
         """What a person should know about the loss before a run, in sentences."""
         return []
@@ -79,6 +88,9 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, features: Features, mask: Mask | None, x: Signal, encoder: nn.Module) -> Tensor:
         """A scalar. It may call `encoder` on further entries of `x`."""
+
+    def begin(self, encoder: nn.Module) -> None:
+        """Before the first step, when the encoder holds the weights that it begins with."""
 
     def follow(self, encoder: nn.Module, progress: float) -> None:
         """After a step: move what follows the encoder. Its state lives in buffers, so that it is saved with the model."""
@@ -99,6 +111,9 @@ class Predict(Objective):
     ):
         super().__init__()
         self.decoder, self.target, self.loss, self.also, self.note = decoder, target, loss, also, target.note
+
+    def begin(self, encoder):
+        self.target.begin(encoder)
 
     def follow(self, encoder, progress):
         self.target.follow(encoder, progress)
@@ -167,6 +182,10 @@ class MaskedModel(Learner):
     def after_step(self, progress):
         for objective in self.objectives.values():
             objective.follow(self.encoder, progress)
+
+    def begin(self):
+        for objective in self.objectives.values():
+            objective.begin(self.encoder)
 
     def notes(self):
         return [objective.note for objective in self.objectives.values() if objective.note]

@@ -186,7 +186,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with one line for what is wrong, in the words of errors.py."""
 
     def error(self, message: str) -> NoReturn:
-        raise Refused(message.removeprefix("argument ").replace(": expected one argument", " wants a value"))
+        raise Refused(message.removeprefix("argument ").replace(": expected one argument", " wants a value").replace(": expected at least one argument", " wants a value"))
 
 
 def _joined(words: list[str], options: Mapping[str, Option]) -> list[str]:

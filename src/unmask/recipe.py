@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,5 +101,7 @@ def settle(method: Any, data: Any, config: str | Path | None, said: Mapping[str,
     below = {key: value for key, value in file.items() if key not in ("method", "data")}
     values = layered(check(below, options, f"{config}: "), check(said, options))
     trunk, read, train, views, own = (group.make(values) for group in parts)
+    words = {name: absolute(getattr(own, name)) for name in vars(type(own)).get("needs", ())}  # encoders and tokenizers that a method wants
+    own = replace(own, **words) if words else own
     given = frozenset(name for name, value in values.items() if value is not None)
     return Recipe(name, own, data if not isinstance(data, Path) else str(data), trunk, read, train, views, given)

@@ -285,7 +285,8 @@ def check_target(target: Target, x: Tensor, patches: int, loss: Callable[[Tensor
     if loss is None:
         return
     said = target.baseline(truth, loss).item()
-    constant = torch.zeros(answers or truth.shape[-1], requires_grad=True)
+    begin = torch.zeros(answers) if answers else truth.flatten(0, -2).float().mean(0)
+    constant = begin.requires_grad_()
     descent = torch.optim.LBFGS([constant], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-9, tolerance_change=1e-12)
 
     def found() -> Tensor:

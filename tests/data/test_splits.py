@@ -110,3 +110,8 @@ def test_groups_on_both_sides_of_a_given_split_are_said():
     assert parts(pictures(8, table), None, "x", 0).said.endswith("groups apart")
     table["group"] = list("aabbccda")
     assert "1 groups stand on both sides" in parts(pictures(8, table), None, "x", 0).said
+
+
+def test_a_class_that_nobody_teaches_is_said():
+    table = {"label": list("aabbcdabc"), "split": ["train"] * 4 + ["val"] * 5}
+    assert parts(pictures(9, table), None, "x", 0).said.endswith("warning: no picture teaches c, d")

@@ -8,6 +8,7 @@ from torchvision.transforms.v2 import functional as F
 
 from unmask.methods.data2vec import Data2Vec
 from unmask.methods.data2vec2 import Data2Vec2
+from unmask.methods.eva import EVA
 from unmask.methods.ijepa import IJEPA
 from unmask.methods.mae import MAE
 from unmask.methods.maskfeat import MaskFeat
@@ -31,6 +32,7 @@ METHODS = {  # the method, its patch, views a sample, local views a sample
     "simmim": (SimMIM(cell=16, drop_path=0), 8, 1, 0),
     "maskfeat": (MaskFeat(), 8, 1, 0),
     "mae, HOG": (MAE(target="hog"), 8, 1, 0),
+    "eva": (EVA(teacher="random:vit_tiny_patch16_224"), 8, 1, 0),
     "data2vec": (Data2Vec(drop_path=0, attention_dropout=0), 4, 1, 0),
     "ijepa": (IJEPA(), 4, 1, 0),
     "ibot": (sketches.IBOT(), 4, 2, 3),

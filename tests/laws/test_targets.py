@@ -5,6 +5,7 @@ import torch
 
 from unmask import losses
 from unmask.encoders.build import build
+from unmask.targets.features import frozen
 from unmask.targets.hog import HOG
 from unmask.targets.pixels import Pixels
 from unmask.targets.teacher import Momentum, Teacher, mean_of_layers
@@ -25,6 +26,7 @@ TARGETS = {  # the target, the pictures, how many patches they have, its loss
     "histograms of gradients": (HOG((16, 16)), pictures(4, 3, (32, 48)), 6, losses.mse),
     "histograms of gradients, one cell a patch, 13 bands": (HOG((4, 4)), pictures(2, 13, (16, 8)), 8, losses.mse),
     "a teacher's last layers": (teacher(mean_of_layers, layers=(-2, -1)), pictures(4, 3, (32, 48)), 24, losses.smooth_l1),
+    "a frozen teacher's features": (frozen("random:vit_tiny_patch16_224", (32, 48), (8, 8), 3, "eva"), pictures(4, 3, (32, 48)), 24, losses.negative_cosine),
     "pixels as half precision": (Pixels((8, 8)), pictures(4).bfloat16(), 16, losses.mse),
 }
 

@@ -101,7 +101,7 @@ def reconstruct(run: str | Path, images: Any, **settings: Any) -> Path:
     check_data(images)
     from unmask.load import load
     from unmask.model import MaskedModel
-    from unmask.visualize.reconstruction import grid
+    from unmask.visualize.answers import grid
 
     learner = load(run)
     if isinstance(learner, MaskedModel) and learner.masking is not None:

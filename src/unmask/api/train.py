@@ -8,7 +8,7 @@ from typing import Any
 from unmask.api.asked import check_data
 from unmask.encoders import names
 from unmask.errors import Refused
-from unmask.interchange.naming import identify
+from unmask.interchange.naming import FORMS, identify
 from unmask.methods import TRANSFERS
 from unmask.recipe import Recipe, settle
 
@@ -54,6 +54,11 @@ def _refuse(recipe: Recipe, out: Path) -> None:
         names.check(recipe.trunk.model)
     if recipe.trunk.init is not None:
         identify(recipe.trunk.init)
+    for name in vars(type(recipe.method)).get("needs", ()):
+        word = getattr(recipe.method, name)
+        if word is None:
+            raise Refused(f"{recipe.name} needs a {name}: --method.{name} ENCODER ({FORMS})")
+        identify(word)
     labels = recipe.input.labels
     if labels is not None and not isinstance(labels, str | Path):
         raise Refused("labels: a run takes the path of a label file, so that it can be opened again; arrays are for evaluate and embed")

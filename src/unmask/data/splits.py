@@ -50,7 +50,7 @@ def parts(pictures: Pictures, val: Pictures | None, name: str, seed: int) -> Par
     folders = {word: np.intersect1d(numbers, known) for word, numbers in pictures.source.splits.items()}
     teach, judge = (next((folders[word] for word in words if word in folders), None) for words in (TRAIN, VAL))
     if teach is not None and judge is not None and len(teach) and len(judge):
-        return Parts(teach.tolist(), pictures, judge.tolist(), "DATA's own folders" + _shared(labels, teach, labels, judge))
+        return Parts(teach.tolist(), pictures, judge.tolist(), "DATA's own folders" + _warned(labels, teach, labels, judge))
     kept, held, said = held_out(labels.rows(known), HELD_OUT, seed)
     if not len(held):
         raise Refused(f"{name} has too few labelled pictures to keep some apart: give others to judge by with --val")
@@ -70,7 +70,7 @@ def _by_val(pictures: Pictures, val: Pictures, known: np.ndarray, name: str) -> 
         raise Refused(f"DATA and --val have no class in common: {', '.join(labels.names[:3])} … and {', '.join(val.labels.names[:3])} …")
     if unknown:
         print(f"warning: {unknown:,} pictures of --val are of {labels.kind} that {name} does not have: they are left out")
-    return Parts(known.tolist(), judging, judge.tolist(), "--val" + _shared(labels, known, judging.labels, judge))
+    return Parts(known.tolist(), judging, judge.tolist(), "--val" + _warned(labels, known, judging.labels, judge))
 
 
 def _by_column(pictures: Pictures, labels: Labels, known: np.ndarray, name: str) -> Parts:
@@ -81,17 +81,21 @@ def _by_column(pictures: Pictures, labels: Labels, known: np.ndarray, name: str)
         there = ", ".join(f"{part or 'no part'} {len(numbers):,}" for part, numbers in of.items() if len(numbers))
         raise Refused(f"the split column of {name} names no pictures that {'judge' if len(of['train']) else 'teach'} (labelled pictures: {there})")
     spare = "".join(f", {len(of[part]):,} of {part or 'no part'} left alone" for part in ("test", "") if part != judges and len(of[part]))
-    said = f"the split column: {judges} judges{spare}" + _shared(labels, of["train"], labels, of[judges])
+    said = f"the split column: {judges} judges{spare}" + _warned(labels, of["train"], labels, of[judges])
     return Parts(of["train"].tolist(), pictures, of[judges].tolist(), said)
 
 
-def _shared(labels: Labels, teach: np.ndarray, others: Labels, judge: np.ndarray) -> str:
-    """A warning where groups stand on both sides of a split that was given."""
-    if labels.groups is None or others.groups is None:
-        return ""
-    both = np.intersect1d(labels.groups[teach], others.groups[judge])
-    count = int((both >= 0).sum())
-    return f"; warning: {count:,} groups stand on both sides, which flatters" if count else ", groups apart"
+def _warned(labels: Labels, teach: np.ndarray, others: Labels, judge: np.ndarray) -> str:
+    """What a split that was given does: groups on both sides, classes that nobody teaches."""
+    said = ""
+    if labels.groups is not None and others.groups is not None:
+        count = int((np.intersect1d(labels.groups[teach], others.groups[judge]) >= 0).sum())
+        said = f"; warning: {count:,} groups stand on both sides, which flatters" if count else ", groups apart"
+    untaught = np.setdiff1d(others.values[judge], labels.values[teach]) if labels.kind == "classes" else np.empty(0)
+    if len(untaught):
+        names = ", ".join(labels.names[number] for number in untaught[:3])
+        said += f"; warning: no picture teaches {names}" + (f" and {len(untaught) - 3:,} more" if len(untaught) > 3 else "")
+    return said
 
 
 def held_out(labels: Labels, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from timm.layers import SwiGLU
 from torch import nn
 
 from unmask.encoders.adapter import Adapter
@@ -52,3 +53,25 @@ def attention_dropout(encoder: Adapter, rate: float) -> None:
     """While training, drop this share of the attention weights; like `drop_path`, it is no part of what the trunk is built from."""
     for block in encoder.trunk.blocks:
         block.attn.attn_drop.p = rate
+
+
+def eva02_init(encoder: Adapter) -> None:
+    """EVA-02's initial values (modeling_pretrain.py): Linear weights xavier-normal, the patch convolution xavier-uniform, tokens cut normal .02.
+
+    Where the feed-forward branch has an inner norm (Base, Large) its layers, and the values and projections of attention, are √(ln 2·depth)
+    times larger.
+    """
+    cut_normal(encoder)
+    blocks = list(encoder.trunk.blocks)
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_normal_(layer.weight)
+        elif isinstance(layer, nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight.view(layer.weight.shape[0], -1))
+    grown = math.sqrt(math.log(2 * len(blocks)))
+    with torch.no_grad():
+        for block in blocks:
+            if isinstance(block.mlp, SwiGLU) and not isinstance(block.mlp.norm, nn.Identity):
+                for name, weight in block.named_parameters():
+                    if weight.dim() > 1 and name.startswith(("mlp.fc", "attn.proj", "attn.v_proj")):
+                        weight.mul_(grown)

@@ -93,6 +93,8 @@ def fit_swin(encoder: Encoder) -> Fit:
     theirs: dict[str, Tensor] = {}
     for key, value in trunk.state_dict().items():
         theirs |= swin_named(key, value.detach().cpu())
+    for s, stage in enumerate(trunk.layers):  # transformers 4.x has the index in its files, 5.x computes it
+        theirs |= {f"encoder.layers.{s}.blocks.{b}.attention.self.relative_position_index": block.attn.relative_position_index for b, block in enumerate(stage.blocks)}
     return Fit("SwinModel", common("swin", "SwinModel", encoder, first.mlp, 1e-5) | config, theirs)
 
 

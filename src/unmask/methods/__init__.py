@@ -6,6 +6,7 @@ METHODS: dict[str, str] = {
     "mae": "unmask/methods/mae.py:MAE",
     "simmim": "unmask/methods/simmim.py:SimMIM",
     "maskfeat": "unmask/methods/maskfeat.py:MaskFeat",
+    "eva": "unmask/methods/eva.py:EVA",
     "data2vec": "unmask/methods/data2vec.py:Data2Vec",
     "data2vec2": "unmask/methods/data2vec2.py:Data2Vec2",
     "ijepa": "unmask/methods/ijepa.py:IJEPA",

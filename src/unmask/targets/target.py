@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,12 @@ class Target(nn.Module, ABC):
     @abstractmethod
     def baseline(self, truth: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """The loss of the best constant answer to `truth` (B, M, …): what a decoder that sees nothing can reach."""
+
+    def sees(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """How the pictures were normalised, a number a channel: for targets that look at them in numbers of their own."""
+
+    def begin(self, encoder: nn.Module) -> None:
+        """Before the first step, when the encoder holds the weights that it begins with."""
 
     def follow(self, encoder: nn.Module, progress: float) -> None:
         """After a step: move what follows the encoder; `progress` is that of the run, in (0, 1]. Its state lives in buffers."""

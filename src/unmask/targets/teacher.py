@@ -69,6 +69,11 @@ class Teacher(Target):
         return self.say(self.copy(x)).float()  # (B, N, D)
 
     @torch.no_grad()
+    def begin(self, encoder: nn.Module) -> None:
+        for mine, theirs in zip(self.copy.trunk.parameters(), encoder.trunk.parameters(), strict=True):
+            mine.copy_(theirs)
+
+    @torch.no_grad()
     def follow(self, encoder: nn.Module, progress: float) -> None:
         self.steps.copy_(torch.where(self.steps == 0, 1 / progress, self.steps))  # on the device: nothing waits
         keep = self.momentum.at(progress, self.steps)

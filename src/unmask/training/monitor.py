@@ -128,7 +128,7 @@ class Monitor:
     def draw(self, step: int) -> None:
         """pictures/step-*.png: what it imagines behind the mask, of pictures that stay the same."""
         try:
-            from unmask.visualize.reconstruction import grid
+            from unmask.visualize.answers import grid
 
             ((x, _, names),) = self.pictures.still_batches(DRAWN, indices=self.order[:DRAWN].tolist())
             shown = self.pictures.format

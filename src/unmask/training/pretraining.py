@@ -137,6 +137,8 @@ def begun(recipe: Recipe, kept: Mapping[str, Any]) -> tuple[Learner, list[str]]:
         if trunk is None:
             raise Refused(f"--init fills an encoder, and {recipe.name} has none")
         said = fill(trunk, init, statistics_of(recipe, kept), recipe.trunk.heads) + fill_decoder(learner, init)
+    learner.sees(kept["statistics"]["mean"], kept["statistics"]["std"])
+    learner.begin()
     if recipe.trunk.activation_checkpointing and trunk is not None:
         trunk.set_grad_checkpointing(True)
     return learner, said

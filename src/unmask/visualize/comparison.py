@@ -52,7 +52,7 @@ def _mark(told: dict[str, Any]) -> str:
     if beaten and not any(gap["told_apart"] and gap["difference"] > 0 for gap in beaten):
         return "bad"
     rivals = [gap for gap in gaps if gap["second"] in encoders]
-    return "good" if not rivals or any(gap["told_apart"] for gap in rivals) else "open"
+    return "good" if not rivals or rivals[0]["told_apart"] else "open"  # the first pair: the two best
 
 
 def _also(told: dict[str, Any]) -> list[tuple[str, str]]:
@@ -132,7 +132,7 @@ def _differences(told: dict[str, Any]) -> str:
         ]
         cells.append(line + ([_whole(f"{gap[which]:,}") for which in ("only_first_right", "only_second_right")] if classes else []))
     head = ["difference", unit, "0 in the middle", "so", *(["only the first is right", "only the second"] if classes else [])]
-    note = f"Measured on the same {told['n_val']:,} pictures, {SAID.get(told['deciding'], told['deciding'])}: only those on which two disagree count."
+    note = f"Measured on the same {told['n_val']:,} pictures, {SAID.get(told['deciding'], told['deciding'])}{': only those on which two disagree count' if classes else ''}."
     return page.table(head, cells, note)
 
 

@@ -50,12 +50,17 @@ def show(
     chosen = strategy(name, ratio) if isinstance(masking, str) else masking
     draws, patches = max(draws, count), math.prod(grid)
     try:
-        maps = chosen(grid, seeds.uniform((draws, chosen.draws(grid)), seed, "show mask")).map  # (draws, N) True = masked
+        mask = chosen(grid, seeds.uniform((draws, chosen.draws(grid)), seed, "show mask"))
     except ValueError as error:
         raise Refused(str(error)) from None
+    maps = mask.map  # (draws, N) True = masked
     masked = maps.sum(1)  # (draws,)
+    neither = ~maps if mask.weight is None else torch.zeros_like(maps)  # padded lists: what is not masked is seen
+    neither = neither.scatter(1, mask.visible_ids, False)
     base = _base(picture, grid)
-    covered = [cover(base, ~_pixels(row.reshape(grid))) for row in maps[:count]]
+    dark = Image.blend(base, Image.new("RGB", base.size, INK), 0.75)
+    seen = [Image.composite(dark, base, _stencil(_pixels(row.reshape(grid)))) for row in neither[:count]]
+    covered = [cover(shown, ~_pixels(row.reshape(grid))) for shown, row in zip(seen, maps)]
     captions = [f"{n} of {patches} masked ({n / patches:.0%})" for n in masked[:count].tolist()]
     rows = [Row(covered[i : i + ROW], captions=captions[i : i + ROW]) for i in range(0, count, ROW)]
     often = maps.float().mean(0).reshape(grid)
@@ -69,9 +74,11 @@ def show(
             f"always {fewest} masked" if fewest == most else f"{fewest} to {most} patches masked",
         ],
     )
-    title = f"Masking strategy: {name}, {chosen.now:g} of a {grid[0]} x {grid[1]} grid"
+    share = f"{chosen.now:g}" if not bool(neither.any()) else "several blocks"
+    title = f"Masking strategy: {name}, {share} of a {grid[0]} x {grid[1]} grid"
     legend = [
-        f"Grey is masked. On average {masked.float().mean() / patches:.1%} of the patches are.",
+        f"Grey is masked. On average {masked.float().mean() / patches:.1%} of the patches are."
+        + (" Dark is neither looked at nor asked about." if bool(neither[:count].any()) else ""),
         "Last row: how often each patch is masked, the colours of that map, and how often each number of masked patches comes up.",
     ]
     return save(sheet([*rows, law], title=title, legend=legend), out)
@@ -79,6 +86,10 @@ def show(
 
 def _pixels(map: torch.Tensor) -> torch.Tensor:
     return map.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)  # (H, W) to (H·CELL, W·CELL)
+
+
+def _stencil(map: torch.Tensor) -> Image.Image:
+    return Image.fromarray(map.to(torch.uint8).mul(255).numpy())
 
 
 def _base(picture: Image.Image | None, grid: tuple[int, int]) -> Image.Image:

@@ -13,8 +13,8 @@ from unmask.load import load
 from unmask.model import MaskedModel
 from unmask.run.records import Run
 from unmask.settings import Views
+from unmask.visualize.answers import grid
 from unmask.visualize.panels import Sheet
-from unmask.visualize.reconstruction import grid
 
 
 def redrawn(runs: Mapping[str, Run], data: Any, count: int = 6) -> tuple[dict[str, Sheet], list[str]]:

@@ -1,0 +1,111 @@
+"""What a frozen network makes of each patch: any ENCODER, or an image tower of timm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unmask.errors import Refused
+from unmask.interchange.encoder import load_encoder
+from unmask.interchange.timm import Encoder
+from unmask.patches import grid_of
+from unmask.targets.target import Target, best_constant
+
+
+class Frozen(Target):
+    """The features of each patch as a frozen teacher sees them, after its final norm: (B, N, width of the teacher).
+
+    The teacher looks at the same pictures in its own numbers (mean and deviation) and at the size at which its patches are
+    ours (pixels a side of a patch of the encoder); where it has no such grid its map of features is interpolated. Class and register tokens are left out. Its weights are no part of the
+    learner: they are neither trained nor saved, only a digest of them is, so that a run cannot go on with another teacher.
+    """
+
+    def __init__(self, teacher: Encoder, ours: tuple[int, int]):
+        super().__init__()
+        self.outside = (teacher.model.requires_grad_(False).eval(),)  # in a tuple: not among our modules, so not among our weights
+        self.ours, self.patch, self.size, self.source = ours, teacher.patch_size, teacher.img_size, teacher.source
+        chans = teacher.in_chans
+        for name, given, usual in (("mean", teacher.mean, 0.0), ("std", teacher.std, 1.0)):
+            self.register_buffer(f"its_{name}", torch.tensor(given or (usual,)).float().expand(chans).reshape(1, -1, 1, 1).clone(), persistent=False)
+            self.register_buffer(f"our_{name}", torch.full((1, chans, 1, 1), usual))
+        self.known = teacher.mean is not None
+        self.register_buffer("digest", torch.tensor(digest(teacher.model)))
+
+    @property
+    def width(self) -> int:
+        """Columns of a feature."""
+        return self.outside[0].num_features
+
+    def sees(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        for name, given in (("our_mean", mean), ("our_std", std)):
+            buffer = self.get_buffer(name)
+            buffer.copy_(torch.tensor(tuple(given)).float().expand(buffer.shape[1]).reshape(buffer.shape))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        teacher, (rows, columns) = self.outside[0], grid_of(tuple(x.shape[2:]), self.ours)
+        if self.known:
+            x = (x.float() * self.our_std + self.our_mean - self.its_mean) / self.its_std
+        if self.patch is not None and isinstance(teacher, VisionTransformer | Eva):  # any size will do: one of its patches for one of ours
+            size = (rows * self.patch[0], columns * self.patch[1])
+        else:
+            size = self.size
+        if tuple(x.shape[2:]) != size:
+            x = F.interpolate(x.float(), size=size, mode="bicubic", antialias=True)
+        features = teacher.forward_features(x)
+        if features.dim() == 3:  # tokens (B, P + N, D)
+            features = features[:, teacher.num_prefix_tokens :]
+            down = size[0] // self.patch[0] if self.patch else math.isqrt(features.shape[1])
+            features = features.transpose(1, 2).unflatten(2, (down, -1))  # (B, D, h, w)
+        elif features.shape[-1] == self.width:  # a map, channels last
+            features = features.movedim(-1, 1)
+        if tuple(features.shape[2:]) != (rows, columns):
+            features = F.interpolate(features.float(), size=(rows, columns), mode="bilinear", antialias=True)
+        return features.flatten(2).transpose(1, 2).float()  # (B, N, D)
+
+    def baseline(self, truth, loss):
+        """Searched for: the losses here have no formula for it."""
+        return best_constant(truth, loss)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Frozen:
+        self.outside[0]._apply(fn)  # to the device, with us
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        kept = state_dict.get(prefix + "digest")
+        if kept is not None and int(kept) != int(self.digest):
+            raise Refused(f"the teacher {self.source} is not the one that this run began with: its weights have changed")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def digest(model: nn.Module) -> int:
+    """63 bits that tell one set of weights from another: of the beginning of every tensor."""
+    found = blake2b(digest_size=8)
+    for tensor in model.state_dict().values():
+        found.update(tensor.detach().flatten()[:1024].cpu().float().numpy().tobytes())
+    return int.from_bytes(found.digest(), "big") >> 1
+
+
+def frozen(name: str | None, img_size: tuple[int, ...], ours: tuple[int, int], in_chans: int, method: str) -> Frozen:
+    """The target of an ENCODER for pictures of this size and an encoder with patches of `ours` pixels; `method`: who asks."""
+    if name is None:
+        raise Refused(f"{method} needs a teacher: --method.teacher ENCODER (a run, an encoder file, timm:NAME)")
+    grid = grid_of(tuple(img_size), ours)
+    wanted = {"in_chans": in_chans} if name.startswith("random:") else {}
+    teacher = load_encoder(name, **wanted)  # type: ignore[arg-type]
+    if teacher.in_chans != in_chans:
+        raise Refused(f"the teacher {name} looks at {teacher.in_chans} channels, and the pictures have {in_chans}")
+    if teacher.patch_size is not None and isinstance(teacher.model, VisionTransformer | Eva | Beit):
+        size = (grid[0] * teacher.patch_size[0], grid[1] * teacher.patch_size[1])
+        if size != tuple(teacher.img_size):
+            teacher = load_encoder(name, img_size=size, **wanted)  # type: ignore[arg-type]
+    return Frozen(teacher, ours)

@@ -1,0 +1,192 @@
+"""What a network says about hidden places, whatever it predicts: pixels as pixels, edges as strokes, features as the patches that have the nearest ones.
+
+A feature has no picture. It is shown by patches that do: of all patches that were not hidden from the network in the same picture, the one whose
+features, as the target tells them, are nearest to the predicted ones. Beside it stands the same for the true features: the best that can be shown so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unmask.errors import Refused
+from unmask.mask import Mask
+from unmask.model import MaskedModel, Predict
+from unmask.patches import patchify, unpatchify
+from unmask.targets.hog import HOG
+from unmask.targets.pixels import Pixels
+from unmask.targets.target import Target
+from unmask.visualize import reconstruction
+from unmask.visualize.pictures import HIDDEN, Colours, Row, cover, save, sheet, short_name
+
+SIDE, STROKE = 192, 12  # pixels a side of a panel of drawn histograms, and of one of them at least
+FINER = 3  # strokes are drawn this much larger and shrunk, so that they are smooth
+
+
+def grid(learner: nn.Module, x: Tensor, names: Sequence[str], **words: Any) -> Image.Image:
+    """The labelled sheet, one row a picture of normalised `x (B, C, H, W)`; `words` as in `reconstruction.grid`, of which others than pixels need fewer."""
+    part = predicted(learner)
+    if part is None or isinstance(part[1], Pixels):
+        return reconstruction.grid(learner, x, names, **words)  # where nothing can be drawn, this says so
+    assert isinstance(learner, MaskedModel)
+    words.pop("statistics", None)
+    return _strokes(learner, *part, x, names, **words) if isinstance(part[1], HOG) else _nearest(learner, *part, x, names, **words)
+
+
+def predicted(learner: nn.Module) -> tuple[str, Target] | None:
+    """The name and the target of what is predicted; None where that is no vector at a hidden place."""
+    parts = learner.objectives.items() if isinstance(learner, MaskedModel) and learner.masking is not None else ()
+    return next(((name, part.target) for name, part in parts if isinstance(part, Predict)), None)
+
+
+@torch.no_grad()
+def answered(learner: MaskedModel, name: str, target: Target, x: Tensor, seed: int) -> tuple[Mask, Tensor, Tensor]:
+    """A mask, the predictions (B, M, …), and the truth of all patches (B, N, …) of some pictures."""
+    x = x.to(next(learner.parameters()).device, torch.float32)
+    training = learner.training
+    learner.eval()
+    try:
+        mask = reconstruction.draw_mask(learner, x, seed)
+        return mask, learner.predict(x, mask, name)["prediction"].float(), target(x)
+    finally:
+        learner.train(training)
+
+
+def maps_of(mask: Mask, patch: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Where the network looked, and what it was asked about: (B, H, W) True there. A place may be neither."""
+    hidden = mask.map  # (B, N)
+    seen = torch.zeros_like(hidden).scatter(1, mask.visible_ids, True) & ~hidden
+    seen = seen | (~hidden if mask.weight is not None else seen)
+    area = math.prod(patch)
+    both = [unpatchify(some.unsqueeze(-1).expand(-1, -1, area).float(), mask.grid, patch)[:, 0].bool().cpu() for some in (seen, hidden)]
+    return both[0], both[1]
+
+
+def _strokes(
+    learner: MaskedModel,
+    name: str,
+    target: HOG,
+    x: Tensor,
+    names: Sequence[str],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    seed: int = 0,
+    bands: Sequence[int] | None = None,
+    title: str = "",
+    out: Path | str | None = None,
+) -> Image.Image:
+    """Histograms of gradients as strokes along the edges: true ones where the network looked, its own where it did not."""
+    colours = Colours.of(x, mean, std, bands)
+    mask, prediction, truth = answered(learner, name, target, x, seed)
+    seen, _ = maps_of(mask, target.patch)
+    told = mask.join(mask.visible(truth), prediction)  # (B, N, values)
+    hidden = mask.map.unsqueeze(-1)
+    told = torch.where(hidden, told, truth)
+    loss = mask.masked(truth).sub(prediction).square().mean(-1)  # (B, M)
+    weight = torch.ones_like(loss) if mask.weight is None else (mask.weight > 0).float()
+    errors = (loss * weight).sum(1) / weight.sum(1).clamp(min=1)
+    rows = []
+    for i, (picture, word) in enumerate(zip(colours.images(x), names)):
+        drawn = [glyphs(values[i], target, mask.grid, x.shape[1], known) for values, known in ((told, None), (told, ~hidden[i, :, 0]), (truth, None))]
+        rows.append(Row([picture, cover(picture, seen[i]), *drawn], f"{short_name(word)}   squared error {errors[i]:.4f}", name=short_name(word)))
+    share = float(mask.map.float().mean())
+    header = ["original" + colours.label, f"masked ({share:.0%} hidden)", "prediction, in its surroundings", "what was seen", "true edges"]
+    legend = [
+        f"Each square of strokes is one cell of {target.cell}x{target.cell} pixels: its histogram over {target.bins} directions, mean of the channels; strokes lie along "
+        "the edges, the brighter the stronger. Where the network looked, the true ones are drawn.",
+        f"Squared error: mean over the numbers of hidden patches; of the best answer that is the same everywhere {float(target.baseline(mask.masked(truth), _mse)):.4f}.",
+        *([colours.note] if colours.note else []),
+    ]
+    return save(sheet(rows, header, title or "What the network says about hidden edges", legend), out)
+
+
+def _mse(prediction: Tensor, truth: Tensor) -> Tensor:
+    return F.mse_loss(prediction, truth, reduction="none").mean(-1)
+
+
+def glyphs(values: Tensor, target: HOG, grid: tuple[int, ...], in_chans: int, known: Tensor | None = None) -> Image.Image:
+    """The histograms (N, C·bins·cells) of one picture as strokes; where `known (N,)` is False the grey of hidden places."""
+    maps = unpatchify(values.cpu().unsqueeze(0).clamp(min=0), grid, target.cells)[0]  # (C·bins, rows, columns)
+    strength = maps.unflatten(0, (in_chans, target.bins)).mean(0)  # (bins, rows, columns)
+    strength = strength / strength.amax().clamp(min=1e-6)
+    _, rows, columns = strength.shape
+    stroke = max(STROKE, SIDE // rows)
+    size = stroke * FINER
+    canvas = Image.new("RGB", (columns * size, rows * size))
+    draw = ImageDraw.Draw(canvas)
+    for row in range(rows):
+        for column in range(columns):
+            centre = ((column + 0.5) * size, (row + 0.5) * size)
+            if known is not None and not known[(row // target.cells[0]) * grid[1] + column // target.cells[1]]:
+                draw.rectangle((column * size, row * size, (column + 1) * size, (row + 1) * size), HIDDEN)
+                continue
+            for bin in strength[:, row, column].argsort().tolist():  # the strongest last, on top
+                angle = (bin + 0.5) * math.pi / target.bins  # of the gradient, from the vertical; the edge lies across it
+                dx, dy = 0.45 * size * math.cos(angle), -0.45 * size * math.sin(angle)
+                grey = round(255 * float(strength[bin, row, column]))
+                draw.line((centre[0] - dx, centre[1] - dy, centre[0] + dx, centre[1] + dy), (grey, grey, grey), FINER * 2)
+    return canvas.resize((columns * stroke, rows * stroke), Image.Resampling.LANCZOS)
+
+
+def _nearest(
+    learner: MaskedModel,
+    name: str,
+    target: Target,
+    x: Tensor,
+    names: Sequence[str],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    seed: int = 0,
+    bands: Sequence[int] | None = None,
+    title: str = "",
+    out: Path | str | None = None,
+) -> Image.Image:
+    """Hidden places filled with the patches whose features are nearest to the predicted, and to the true ones."""
+    mask, prediction, truth = answered(learner, name, target, x, seed)
+    if prediction.dim() != 3 or prediction.shape[-1] != truth.shape[-1]:
+        raise Refused("reconstruct draws predicted pixels, edges and features; what this network predicts has no picture")
+    colours, patch = Colours.of(x, mean, std, bands), learner.encoder.patch
+    seen, hidden = maps_of(mask, patch)
+    patches, wanted = patchify(x.float().cpu(), patch), mask.masked(truth)
+    middle = truth.flatten(0, 1).mean(0)
+    filled = [_filled(mask, patches, said - middle, truth - middle) for said in (prediction, wanted)]
+    weight = torch.ones(wanted.shape[:2], device=wanted.device) if mask.weight is None else (mask.weight > 0).float()
+    alike = (F.cosine_similarity(prediction - middle, wanted - middle, dim=-1) * weight).sum(1) / weight.sum(1).clamp(min=1)  # (B,)
+    originals, rows = colours.images(x), []
+    drawn = [colours.images(unpatchify(values, mask.grid, patch)) for values in filled]
+    for i, word in enumerate(names):
+        known = seen[i] | hidden[i]
+        panels = [originals[i], cover(originals[i], seen[i]), *(cover(pictures[i], known) for pictures in drawn)]
+        rows.append(Row(panels, f"{short_name(word)}   likeness {alike[i]:.2f}", name=short_name(word)))
+    share = float(mask.map.float().mean())
+    apart = " Grey that stays grey was neither looked at nor asked about." if bool((~(seen | hidden)).any()) else ""
+    header = ["original" + colours.label, f"masked ({share:.0%} hidden)", "prediction, as the nearest patches", "truth, as the nearest patches"]
+    legend = [
+        f"The network predicts features of {truth.shape[-1]} numbers, which have no picture. Each hidden place shows, of all patches of these {len(x)} pictures but those hidden "
+        "in the same one, the patch whose features are nearest (cosine, the mean taken off); on the right nearest to the true features." + apart,
+        "Likeness: mean cosine of predicted and true features in hidden places, the mean of all patches taken off: 0 is an answer that is the same everywhere, 1 is right.",
+        *([colours.note] if colours.note else []),
+    ]
+    return save(sheet(rows, header, title or "What the network says about hidden places", legend), out)
+
+
+def _filled(mask: Mask, patches: Tensor, said: Tensor, truth: Tensor) -> Tensor:
+    """The patch vectors of each picture (B, N, …), the masked ones replaced by those whose features are nearest to `said` (B, M, D)."""
+    gallery = F.normalize(truth.flatten(0, 1), dim=-1)  # (B·N, D)
+    B, N = truth.shape[:2]
+    hidden, found = mask.map, []
+    for i in range(B):
+        likeness = F.normalize(said[i], dim=-1) @ gallery.T  # (M, B·N)
+        own = torch.zeros(B, N, dtype=torch.bool, device=hidden.device)
+        own[i] = hidden[i]
+        found.append(likeness.masked_fill(own.flatten(), -torch.inf).argmax(-1).cpu())
+    chosen = patches.flatten(0, 1)[torch.stack(found)]  # (B, M, values)
+    ours = Mask(mask.visible_ids.cpu(), mask.masked_ids.cpu(), mask.grid, None if mask.weight is None else mask.weight.cpu())
+    return torch.where(ours.map.unsqueeze(-1), ours.join(ours.visible(patches), chosen), patches)
