@@ -8,12 +8,16 @@ from golden_files import names
 from torch import nn
 
 from unmask.errors import Refused
-from unmask.optim import groups
+from unmask.interchange.timm import Encoder, rebuild
+from unmask.optim import groups, schedule
 from unmask.settings import Train
-from unmask.transfer.classifier import Classifier
+from unmask.transfer.classifier import Classifier, layer_of_stages
+from unmask.transfer.teaching import fill
 
 VIT = ("vit_tiny_patch16_224", {"img_size": (32, 32), "in_chans": 3, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 0, "dynamic_img_size": True, "fc_norm": False})
 EVA = ("eva02_tiny_patch14_224", {"img_size": (32, 32), "in_chans": 3, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 0, "dynamic_img_size": True})
+BEIT = ("beit_base_patch16_224", {"img_size": (32, 32), "in_chans": 3, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 0, "use_fc_norm": False, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True})
+SWIN = ("swin_tiny_patch4_window7_224", {"img_size": (32, 32), "in_chans": 3, "patch_size": 2, "embed_dim": 24, "num_classes": 0, "drop_path_rate": 0.0})
 X = {"images": torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), "labels": torch.tensor([0, 1, 2, 1])}
 
 
@@ -22,10 +26,15 @@ def classifier(network=VIT, **more) -> Classifier:
     return Classifier(*network, count=5, **{"head_std": 0.02} | more)
 
 
-@pytest.mark.parametrize("network", [VIT, EVA], ids=["vit", "eva"])
+@pytest.mark.parametrize("network", [VIT, EVA, BEIT, SWIN], ids=["vit", "eva", "beit", "swin"])
 @pytest.mark.parametrize("pooling", ["cls", "avg", "cls+avg", "attentive"])
 def test_every_weight_that_is_trained_gets_a_gradient(network, pooling):
-    learner = classifier(network, pooling=pooling)
+    if network is SWIN and "cls" in pooling:
+        with pytest.raises(Refused, match="no class token"):
+            classifier(network, pooling=pooling)
+        return
+    learner = classifier(network, pooling=pooling, layer_decay=0.7)
+    groups.check_cover(learner, learner.parameter_groups(Train()))
     learner(X)["loss"].backward()
     assert not [name for name, weight in learner.named_parameters() if weight.requires_grad and weight.grad is None]
 
@@ -41,6 +50,26 @@ def test_pooling_is_what_it_says():
     tokens = both.encoder.trunk.forward_features(X["images"])
     torch.testing.assert_close(both.pooled(X["images"]), torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1))
     assert both.head.in_features == 64
+
+
+def test_a_shared_table_of_relative_places_becomes_one_a_block():
+    """BEiT's fine-tuning un-shares it: the network answers as before, and every block can learn its own."""
+    shared = rebuild(*BEIT).eval()
+    nn.init.normal_(shared.rel_pos_bias.relative_position_bias_table)
+    learner = classifier(BEIT, pooling="cls")
+    fill(learner.encoder.trunk, Encoder(shared, BEIT[0], (32, 32), 3, None, None))
+    trunk = learner.eval().encoder.trunk
+    torch.testing.assert_close(trunk.forward_features(X["images"]), shared.forward_features(X["images"]))
+    tables = [block.attn.relative_position_bias_table for block in trunk.blocks]
+    assert trunk.rel_pos_bias is None and len({id(table) for table in tables}) == 3 and torch.equal(tables[0], tables[2])
+
+
+def test_layers_of_stages_count_through_all_of_them():
+    stages = [2, 2, 6, 2]  # timm keeps the merging that follows a stage at the start of the next one
+    names = ["patch_embed.proj.weight", "layers.0.blocks.1.norm1.weight", "layers.1.downsample.norm.weight", "layers.2.blocks.0.attn.qkv.weight", "layers.3.downsample.reduction.weight", "norm.weight"]
+    assert [layer_of_stages(name, stages) for name in names] == [0, 2, 2, 5, 10, 13]
+    learner = classifier(SWIN, last_blocks=1)
+    assert {name.split(".")[5] for name, weight in learner.named_parameters() if weight.requires_grad and "blocks" in name} == {"1"}
 
 
 def test_no_class_token_no_class_pooling():
@@ -139,3 +168,28 @@ def test_it_is_one_compiled_graph(more):
     whole = torch.compile(learner, backend="eager", fullgraph=True)(X, noise)["loss"]
     torch.testing.assert_close(whole, plain)
     whole.backward()
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", names("timm_optim", "output.parameter_scale_and_wd", "timm"))
+def test_layers_differ_from_timms_only_in_the_final_norm(golden, name):
+    """timm counts the norm behind the blocks with the last block; the official fine-tuning codes, and this one, with the head."""
+    tensors, metadata = golden(name)
+    said = metadata["config"]
+    vectors = [key.endswith(("bias", "gamma")) or ("norm" in key and key.endswith("weight")) for key in said["parameters_sorted"]]
+    named = [(key, nn.Parameter(torch.zeros(2) if flat else torch.zeros(1, 2))) for key, flat in zip(said["parameters_sorted"], vectors)]
+    made = groups.by_layer(named, said["depth"], said["layer_decay"], said["weight_decay"], ("cls_token", "pos_embed", "reg_token"))
+    found = {id(weight): (group["lr"], group["weight_decay"]) for group in made for weight in group["params"]}
+    for (key, weight), wanted in zip(named, tensors["output.parameter_scale_and_wd"].tolist()):
+        scale = 1.0 if key.startswith("norm.") else wanted[0]
+        assert found[id(weight)] == pytest.approx((scale, wanted[1])), key
+        assert not key.startswith("norm.") or wanted[0] == pytest.approx(said["layer_decay"])
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", names("finetune_optim", "output.linear_probe_lr_per_epoch"))
+def test_a_cosine_without_warm_up_is_dinos(golden, name):
+    tensors, metadata = golden(name)
+    said = metadata["config"]
+    ours = torch.tensor([schedule.cosine(epoch, said["linear_epochs"], said["linear_lr"], 0.0) for epoch in range(said["linear_epochs"])])
+    torch.testing.assert_close(ours, tensors["output.linear_probe_lr_per_epoch"], rtol=1e-6, atol=1e-9)

@@ -87,18 +87,24 @@ def layer_scale(name: str, depth: int, layer_decay: float) -> float:
 
 
 def by_layer(
-    named: Iterable[tuple[str, nn.Parameter]], depth: int, layer_decay: float, weight_decay: float, undecayed: Iterable[str] = ("cls_token", "pos_embed")
+    named: Iterable[tuple[str, nn.Parameter]],
+    depth: int,
+    layer_decay: float,
+    weight_decay: float,
+    undecayed: Iterable[str] = ("cls_token", "pos_embed"),
+    layer: Callable[[str, int], int] = layer_of,
 ) -> list[Group]:
     """A group for each layer and kind of decay, in the order of first appearance; `lr` holds its scale (MAE, util/lr_decay.py).
 
-    Vectors decay as little as the names in `undecayed`. Unlike pre-training, a bias of more than one dimension decays.
+    Vectors decay as little as the names in `undecayed`. Unlike pre-training, a bias of more than one dimension decays. `layer`: how a
+    name is counted among `depth` blocks.
     """
     groups: dict[tuple[int, bool], Group] = {}
     spared = set(undecayed)
     for name, parameter in named:
         if not parameter.requires_grad:
             continue
-        place = layer_of(name, depth), parameter.dim() > 1 and name not in spared
+        place = layer(name, depth), parameter.dim() > 1 and name not in spared
         fresh = {"params": [], "weight_decay": weight_decay if place[1] else 0.0, "lr": layer_decay ** (depth + 1 - place[0])}
         groups.setdefault(place, fresh)["params"].append(parameter)
     return list(groups.values())

@@ -16,6 +16,7 @@ PAPER = {  # up to this width: what MAE's fine-tuning sets by the network (FINET
     math.inf: {"epochs": 50.0, "base_lr": 1e-3, "layer_decay": 0.75, "drop_path": 0.3},
 }
 SEEN = {"cpu": 100_000, "gpu": 4_000_000}  # pictures seen in a run, between five and a hundred epochs
+WIDE = 768  # the narrowest network that the paper fine-tunes
 LONG = 50  # epochs from which mixing and heavy distortion pay
 SHORT = 10  # epochs below which a network learns most without any of it
 
@@ -47,6 +48,9 @@ def choose(recipe: Recipe, count: int, width: int) -> tuple[Recipe, list[str]]:
     share(train.batch_size or 1, train.accumulate, train.devices * train.nodes)
     if "base_lr" in paper and not given & {"lr", "base_lr"}:
         train = replace(train, base_lr=paper["base_lr"])
+        if not recipe.trunk.paper and (train.batch_size != recipe.method.paper.batch_size or width < WIDE):
+            train = replace(train, lr=rate(train, recipe.method.paper.batch_size, width))
+            said.append(f"lr {train.lr:.2g}: for batches of {train.batch_size} and a network {width} wide (by the paper's rule per 256 pictures it would be {paper['base_lr'] * train.batch_size / 256:.2g})")
     chosen, line = plan.precision(train, device)
     said.append(line)
     reading = recipe.input
@@ -56,6 +60,16 @@ def choose(recipe: Recipe, count: int, width: int) -> tuple[Recipe, list[str]]:
         said.append(f"workers {workers}: {plan.cores()} cores")
     train = replace(train, accelerator=device, precision=chosen)
     return replace(recipe, train=train, method=replace(method, **own), input=reading, given=given), said
+
+
+def rate(train: Any, batch_size: int, width: int) -> float:
+    """The peak rate of a smaller batch or a narrower network than the paper's: its rate by the root of the batch, and inversely by the width.
+
+    Measured on 960 pictures of Imagenette (64 px, 6 blocks of width 128, batches of 32, 10 epochs), top-1 on 1,000 others: 31.0 % with 6e-5, the
+    linear rule's; 49.7 with 1e-3; 52.7 with 3e-3. The root is AdamW's rule (Malladi et al. 2022, arXiv:2205.10287), the width that of muP.
+    """
+    whole = train.base_lr * batch_size / 256
+    return float(f"{whole * math.sqrt(train.batch_size / batch_size) * WIDE / min(width, WIDE):.3g}")
 
 
 def batch_for(fits: int, train: Any, device: str) -> int:

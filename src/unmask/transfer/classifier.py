@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from timm.models.beit import Beit
 from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from unmask.encoders.vit import ViT
+from unmask.encoders.adapter import Adapter
+from unmask.encoders.build import adapted
+from unmask.encoders.build import drop_path as leave_out
 from unmask.errors import Refused
 from unmask.interchange.timm import rebuild
 from unmask.model import Learner
-from unmask.optim.groups import by_layer
+from unmask.optim.groups import by_layer, layer_of
 from unmask.settings import Train
 from unmask.transfer.answers import Answers, Kind
 from unmask.transfer.mixing import Erasing, Mixing
 from unmask.transfer.pooling import AttentivePool
 
 HEAD_STD = 2e-5  # of the head's weights at the start: its first answers are all alike (MAE, main_finetune.py)
-FRESH_NORM = {  # the final norm moves behind the mean of the patches and starts afresh (MAE, models_vit.py)
+FRESH_NORM: dict[type, dict[str, Any]] = {  # the final norm moves behind the mean of the patches and starts afresh (MAE, models_vit.py)
     VisionTransformer: {"global_pool": "avg", "fc_norm": True},
     Eva: {"global_pool": "avg", "use_fc_norm": True, "use_post_transformer_norm": False},
+    Beit: {"global_pool": "avg", "use_fc_norm": True},
 }
+OWN_TABLES = {"use_rel_pos_bias": True, "use_shared_rel_pos_bias": False}  # each block of a Beit gets a table of relative places of its own
 
 
 class Classifier(Learner):
@@ -58,12 +65,13 @@ class Classifier(Learner):
         """`model`, `kwargs`: timm's network; `pool`: arguments of the attentive pooling; the others are those of `Finetune`."""
         super().__init__()
         self.pooling, self.layer_decay, self.last_blocks, self.ema = pooling, layer_decay, last_blocks, ema
-        self.encoder = ViT(network(model, kwargs, pooling, drop_path))
+        self.encoder = network(model, kwargs, pooling)
+        leave_out(self.encoder, drop_path)
         width = self.encoder.width
-        if pooling in ("cls", "cls+avg") and self.encoder.trunk.cls_token is None:
+        if pooling in ("cls", "cls+avg") and vars(self.encoder.trunk)["_parameters"].get("cls_token") is None:
             raise Refused(f"--pooling {pooling}: {model} has no class token; use avg or attentive")
         if pooling == "attentive":
-            self.pool = AttentivePool(width, **({"heads": self.encoder.trunk.blocks[-1].attn.num_heads} | dict(pool or {})))
+            self.pool = AttentivePool(width, **({"heads": blocks_of(self.encoder.trunk)[-1].attn.num_heads} | dict(pool or {})))
         self.head = nn.Linear(width * (2 if pooling == "cls+avg" else 1), count)
         nn.init.trunc_normal_(self.head.weight, std=head_std)
         nn.init.zeros_(self.head.bias)
@@ -80,14 +88,15 @@ class Classifier(Learner):
 
     def freeze(self) -> None:
         """Only the last blocks, the norm behind them, pooling and head are trained; with `last_blocks` None everything."""
-        trunk = self.encoder.trunk
+        trunk, behind = self.encoder.trunk, norm_behind(self.encoder.trunk)
         trunk.requires_grad_(self.last_blocks is None)
-        trunk.fc_norm.requires_grad_(self.pooling != "attentive")  # behind the pool: it is the head's, and here the pool is another
+        behind.requires_grad_(self.pooling != "attentive")  # it is the head's, and an attentive pool has none
         if self.last_blocks is None:
             return
-        if self.last_blocks > len(trunk.blocks):
-            raise Refused(f"--last_blocks {self.last_blocks}: the network has {len(trunk.blocks)} blocks")
-        for block in trunk.blocks[len(trunk.blocks) - self.last_blocks :]:
+        blocks = blocks_of(trunk)
+        if self.last_blocks > len(blocks):
+            raise Refused(f"--last_blocks {self.last_blocks}: the network has {len(blocks)} blocks")
+        for block in blocks[len(blocks) - self.last_blocks :]:
             block.requires_grad_(True)
         trunk.norm.requires_grad_(self.last_blocks > 0)
 
@@ -99,7 +108,7 @@ class Classifier(Learner):
         if self.pooling == "attentive":
             pool = self.pool if parts is None else parts["pool"]
             return pool(torch.cat([features.prefix, features.patches], dim=1))
-        norm = encoder.trunk.fc_norm
+        norm = norm_behind(encoder.trunk)
         found = {"cls": lambda: norm(features.prefix[:, 0]), "avg": lambda: norm(features.patches.mean(dim=1))}
         return torch.cat([found[name]() for name in self.pooling.split("+")], dim=1)
 
@@ -149,20 +158,42 @@ class Classifier(Learner):
 
     def parameter_groups(self, train: Train) -> list[dict[str, Any]]:
         """A group for each block and kind of decay: MAE's rule (util/lr_decay.py), in which everything behind the blocks has the full rate."""
-        prefix = "encoder.trunk."
+        trunk, prefix = self.encoder.trunk, "encoder.trunk."
         named = [(name.removeprefix(prefix) if name.startswith(prefix) else f"head.{name}", parameter) for name, parameter in self.named_parameters()]
-        trunk = self.encoder.trunk
         spared = {"cls_token", "pos_embed", "head.pool.query", *trunk.no_weight_decay()}
-        return by_layer(named, len(trunk.blocks), self.layer_decay, train.weight_decay, spared)
+        stages = [len(stage.blocks) for stage in trunk.layers] if isinstance(trunk, SwinTransformer) else []
+        layer = (lambda name, depth: layer_of_stages(name, stages)) if stages else layer_of
+        return by_layer(named, len(blocks_of(trunk)), self.layer_decay, train.weight_decay, spared, layer)
 
 
-def network(model: str, kwargs: Mapping[str, Any], pooling: str, drop_path: float) -> Any:
-    """The timm model; pooled by `avg`, its final norm stands behind the pool."""
-    trunk = rebuild(model, {**kwargs, "drop_path_rate": drop_path} if drop_path else kwargs)
-    family = next((known for known in FRESH_NORM if isinstance(trunk, known)), None)
-    if family is None:
-        raise Refused(f"{model} is no plain vision transformer: fine-tuning takes timm's VisionTransformer and Eva")
-    if pooling == "avg" and isinstance(trunk.fc_norm, nn.Identity):
-        return network(model, {**kwargs, **FRESH_NORM[family]}, pooling, drop_path)
-    vars(trunk)["unmask_kwargs"].pop("drop_path_rate", None)  # who opens the file does not want it
-    return trunk
+def network(model: str, kwargs: Mapping[str, Any], pooling: str) -> Adapter:
+    """The encoder around timm's model. Pooled by `avg`, its final norm stands behind the pool; a Beit's table of relative places, if all blocks share one, is one a block."""
+    trunk = rebuild(model, kwargs)
+    own: dict[str, Any] = {}
+    if pooling == "avg" and isinstance(norm_behind(trunk), nn.Identity):
+        own |= next((fresh for family, fresh in FRESH_NORM.items() if isinstance(trunk, family)), {})
+    if isinstance(trunk, Beit) and trunk.rel_pos_bias is not None:
+        own |= OWN_TABLES
+    return adapted(rebuild(model, {**kwargs, **own}) if own else trunk)
+
+
+def norm_behind(trunk: Any) -> nn.Module:
+    """The norm behind the pool, where the family has a place for one."""
+    return nn.Identity() if isinstance(trunk, SwinTransformer) else trunk.fc_norm
+
+
+def blocks_of(trunk: Any) -> list[Any]:
+    """All blocks, of all stages, in their order."""
+    return [block for stage in trunk.layers for block in stage.blocks] if isinstance(trunk, SwinTransformer) else list(trunk.blocks)
+
+
+def layer_of_stages(name: str, stages: Sequence[int]) -> int:
+    """The layer of a Swin's parameter for layer-wise decay (SimMIM, optimizer.py): blocks count through all stages.
+
+    A merging of patches counts with the stage before it: timm keeps it at the start of the one behind.
+    """
+    found = re.match(r"layers\.(\d+)\.(?:blocks\.(\d+)|(downsample))\.", name)
+    if found is None:
+        return 0 if name.startswith("patch_embed") else sum(stages) + 1
+    before = sum(stages[: int(found[1])])
+    return before if found[3] else before + int(found[2]) + 1

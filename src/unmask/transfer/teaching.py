@@ -49,7 +49,7 @@ class Teaching(Task):
         recipe = replace(recipe, trunk=replace(recipe.trunk, img_size=encoder.img_size, in_chans=encoder.in_chans), input=replace(recipe.input, tile=encoder.tile))
         feed, chosen = taught(recipe, source, format)
         said += [*source.said, said_of(feed.asked, len(feed), len(feed.judge), chosen, recipe.input.shots, recipe.input.share)]
-        recipe, more = choice.choose(recipe, len(feed), encoder.model.embed_dim)
+        recipe, more = choice.choose(recipe, len(feed), encoder.model.num_features)
         said += more
         kept = described(recipe, feed, format, encoder)
         pace = plan.pace(built(recipe, kept, encoder), feed, recipe.train, recipe.input.workers or 0)
@@ -224,9 +224,17 @@ def digest(model: nn.Module) -> str:
     return found.hexdigest()
 
 
-def fill(trunk: nn.Module, encoder: Encoder) -> None:
-    """Put the encoder's weights into the network: all of them, but for the final norm where it starts afresh behind the pool."""
-    missing, unknown = trunk.load_state_dict(encoder.model.state_dict(), strict=False)
+def fill(trunk: Any, encoder: Encoder) -> None:
+    """Put the encoder's weights into the network: all of them, but for the final norm where it starts afresh behind the pool.
+
+    A table of relative places that the encoder's blocks share is copied into each of them (BEiT, utils.py and SimMIM; un-shared for fine-tuning).
+    """
+    state = dict(encoder.model.state_dict())
+    own, shared = trunk.state_dict(), "rel_pos_bias."
+    if any(name.startswith(shared) for name in state) and not any(name.startswith(shared) for name in own):
+        tables = {name.removeprefix(shared): state.pop(name) for name in list(state) if name.startswith(shared)}
+        state |= {f"blocks.{i}.attn.{name}": table for i in range(len(trunk.blocks)) for name, table in tables.items()}
+    missing, unknown = trunk.load_state_dict(state, strict=False)
     left = [name for name in missing if not name.startswith("fc_norm.")] + [name for name in unknown if not name.startswith("norm.")]
     if left:
         raise Refused(f"the weights of {encoder.source} do not fit the network that is fine-tuned: {', '.join(left[:5])}")
