@@ -149,16 +149,20 @@ def test_losses_that_tell_different_things_are_not_compared(tmp_path):
 
 
 def test_runs_of_different_kinds_stand_beside_each_other(tmp_path):
-    first = drawn(run_folder(tmp_path / "pre", falling(), evaluations=[measured("finetune", 70.0, 66.0, 74.0)], patch_mean=0.98), 200)
+    first = drawn(run_folder(tmp_path / "pre", falling(), evaluations=[measured("finetune", 70.0, 66.0, 74.0, run=str(tmp_path / "tuned"))], patch_mean=0.98), 200)
     tuned = {"method": "finetune", "encoder": "runs/pre", "mixup": 0.8, "model": None}
     second = run_folder(tmp_path / "tuned", falling(80, 2.0), config=tuned, every={80: {"top1": 69.0, "val_loss": 1.1, "majority": 11.0}}, evaluations=[measured("finetune", 70.0, 66.0, 74.0)])
     broken = run_folder(tmp_path / "broken", [1.0], status="failed")
     (broken / "config.yaml").write_text("- no\n- settings")
+    text, _ = written(first, second, out=tmp_path / "two.html")
+    assert "settings that only some of these runs have" in text and section(text, "what-differs").index("method</code>") < section(text, "what-differs").index("mixup")
+    assert section(text, "evaluations").count("70.0 %") == 1  # the figure of the fine-tuning, in its own line alone
     text, _ = written(first, second, broken, out=tmp_path / "all.html")
-    assert "Loss of mae" in text and "Loss of finetune" in text and "Validation accuracy" in text and "fine-tuned" in section(text, "evaluations")
-    assert ">failed<" in text and "mixup" in section(text, "what-differs")
+    assert "Loss of mae" in text and "Loss of finetune" in text and "Validation accuracy" in text
+    assert ">failed<" in text and "mixup" in section(text, "what-differs") and "batch_size" not in section(text, "what-differs")
     assert f"unmask compare &#x27;my photos/train&#x27; {first} {second}</code>" in section(text, "what-to-try-next")  # the broken one has no encoder
     assert "prediction of pre" in text  # alone, it is still shown
+    assert "fine-tuned" in section(written(first)[0], "evaluations")
     text, _ = written(second)
     assert "69.0 %" in text and "unmask reconstruct" not in text
 
@@ -168,7 +172,7 @@ def test_the_same_run_twice_and_twins(tmp_path):
     text, _ = written(first, first / ".." / "a")
     assert "side by side" not in text and (first / "report.html").is_file()
     text, _ = written(first, twin, out=tmp_path)
-    assert "x/a" in text and "y/a" in text and (tmp_path / "report.html").is_file() and "The settings are the same." in text
+    assert "x/a" in text and "y/a" in text and (tmp_path / "report.html").is_file() and "the same." in section(text, "what-differs")
 
 
 def with_weights(path, seed):

@@ -38,11 +38,14 @@ def keys(runs: dict[str, Run]) -> list[str]:
     return [page.key(place, name) for place, name in enumerate(runs)]
 
 
-def differing(lines: Mapping[str, Sequence[str | None]]) -> list[list[str]]:
-    """Rows of a table of what is not alike; cells that differ from the first run's are marked. None: this run has no such line."""
+def differing(lines: Mapping[str, Sequence[str | None]], known: Sequence[object] = ()) -> list[list[str]]:
+    """Rows of a table of what is not alike; cells that differ from the first run's are marked. None: this run has no such line.
+
+    `known`: of each run whether its lines could be read; those that could not make no difference.
+    """
     rows = []
     for name, values in lines.items():
-        if len(set(values)) > 1:
+        if len({value for value, counts in zip(values, known or [True] * len(values)) if counts}) > 1:
             shown = ["–" if value is None else escape(value) for value in values]
             rows.append([f"<code>{escape(name)}</code>", *(cell if value == values[0] else f"<b>≠ {cell}</b>" for cell, value in zip(shown, values))])
     return rows
@@ -55,12 +58,16 @@ def settings(runs: dict[str, Run]) -> str:
     pictures = [str(run.data.get("fingerprint")) if run.data.get("fingerprint") else None for run in runs.values()]
     if len(set(pictures)) > 1 and len(set(lines.get("data", ()))) == 1:
         lines["pictures"] = [f"{run.data['count']:,}, others" if place and run.data.get("count") else str(run.data.get("count")) for place, run in enumerate(runs.values())]
-    rows = differing(lines)
-    if not rows:
-        return "<p>The settings are the same.</p>"
+    known = [run.config for run in runs.values()]
+    absent = {name: any(value is None for value, config in zip(values, known) if config) for name, values in lines.items()}
+    rows, other = (differing({name: values for name, values in lines.items() if absent[name] is wanted}, known) for wanted in (False, True))
     head = ["setting", *keys(runs)]
-    table = page.table(head, rows[:MANY], "Only settings that differ; ≠ marks what is not as in run A.")
-    return table + page.folded(f"{len(rows) - MANY} more settings that differ", page.table(head, rows[MANY:], "Further settings that differ", caption=False) if rows[MANY:] else "")
+    parts = [page.table(head, rows[:MANY], "Only settings that differ; ≠ marks what is not as in run A.")] if rows else ["<p>The settings that all of them have are the same.</p>"]
+    if rows[MANY:]:
+        parts.append(page.folded(f"{len(rows) - MANY} more settings that differ", page.table(head, rows[MANY:], "Further settings that differ", caption=False)))
+    if other:
+        parts.append(page.folded(f"{len(other)} settings that only some of these runs have", page.table(head, other, "Settings that only some have", caption=False)))
+    return "".join(parts)
 
 
 def machines(runs: dict[str, Run]) -> str:
@@ -170,7 +177,13 @@ def here(row: dict[str, Any], run: Run) -> bool:
 
 def evaluations(runs: dict[str, Run]) -> str:
     """A table a metric, a line a measurement, with its 95 % interval drawn on one common scale."""
-    rows = [(place, run, row, figure) for place, run in enumerate(runs.values()) for row in newest(run.evaluations) if (figure := Figure.of(row)) is not None]
+    shown = {str(run.folder.resolve()) for run in runs.values()}
+    rows = [
+        (place, run, row, figure)
+        for place, run in enumerate(runs.values())
+        for row in newest(run.evaluations)
+        if (figure := Figure.of(row)) is not None and (here(row, run) or str(row.get("run")) not in shown)  # it has its own line there
+    ]
     tables = []
     for metric in dict.fromkeys(figure.metric for *_, figure in rows):
         mine = [item for item in rows if item[3].metric == metric]

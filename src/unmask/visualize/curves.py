@@ -93,7 +93,8 @@ def others(runs: dict[str, Run]) -> list[Chart]:
     for name in names:
         base = name.removesuffix("_average")
         title = f"{titles[base]}, averaged weights" if base != name and base in titles else name
-        charts.append(Chart(name, title, "As it stands in metrics.jsonl.", LARGEST if base == "top1" else (), rest=base == name))
+        says = "The moving average of the weights, on the same pictures." if base != name else "As it stands in metrics.jsonl."
+        charts.append(Chart(name, title, says, LARGEST if base == "top1" else (), rest=base == name))
     return charts
 
 
