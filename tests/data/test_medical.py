@@ -339,3 +339,27 @@ def test_a_picture_goes_to_a_worker(tmp_path):
 
     picture = images.open_picture(write(tmp_path / "a.dcm", hounsfield()))
     assert np.array_equal(pickle.loads(pickle.dumps(picture)).pixels(), picture.pixels())
+
+
+def test_patients_are_kept_apart(tmp_path, capsys):
+    """Without a group column, no patient of DICOM files teaches and judges; with one, the column decides."""
+    from unmask.data.splits import parts
+    from unmask.settings import Labelled
+
+    rows = ["path,label,group"]
+    for number in range(60):
+        kind, patient = "ab"[number % 2], number // 5
+        (tmp_path / kind).mkdir(exist_ok=True)
+        write(tmp_path / kind / f"{number}.dcm", hounsfield(number), PatientID=f"secret {patient}" if patient else "")
+        rows.append(f"{kind}/{number}.dcm,{kind},{number % 7}")
+    form = survey(open_source(str(tmp_path)))
+    pictures = Pictures(open_source(str(tmp_path)), form, Views(), (16, 16))
+    found = parts(pictures, None, "data", 0)
+    patient = [int(os.path.basename(pictures.source.name(index)).split(".")[0]) // 5 for index in range(60)]
+    teach, judge = ({patient[index] for index in part if patient[index]} for part in (found.teach, found.judge))
+    assert judge and not teach & judge and len(found.teach) + len(found.judge) == 60
+    said = capsys.readouterr().out
+    assert "patients" in said and "secret" not in said and "groups" in found.said
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    grouped = Pictures(open_source(str(tmp_path), Labelled(labels=str(tmp_path / "labels.csv"))), form, Views(), (16, 16))
+    assert "7 groups" in parts(grouped, None, "data", 0).said and "patients" not in capsys.readouterr().out

@@ -195,7 +195,7 @@ def _said(report: dict[str, Any]) -> list[str]:
     if patients := report["patients"]:
         out.append(f"patients   {patients['count']:,} in {patients['files']:,} files (counted by hash, never shown)")
         if 1 < patients["count"] < patients["files"]:
-            out.append("    one patient on both sides of a split flatters an encoder: name them in a group column of the labels file, by any number of your own")
+            out.append("    evaluation keeps them apart, unless the labels file has a group column that says otherwise")
     return out
 
 

@@ -6,6 +6,8 @@ Everybody who needs two parts asks `parts`; whoever needs a held-out part of one
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy as np
 from unmask import seeds
 from unmask.data.labels import Labels, aligned
 from unmask.data.loader import Pictures
+from unmask.data.quarantine import BadSample
 from unmask.errors import Refused
 
 HELD_OUT = 0.2  # of DATA's labelled pictures, where there are none to judge by
@@ -39,8 +42,12 @@ def labelled(pictures: Pictures, name: str) -> np.ndarray:
 
 
 def parts(pictures: Pictures, val: Pictures | None, name: str, seed: int) -> Parts:
-    """By --val, else by the split column, else by train/ and val/ folders, else a stratified fifth that keeps groups apart."""
+    """By --val, else by the split column, else by train/ and val/ folders, else a stratified fifth that keeps groups apart.
+
+    Where no groups are given, the patients of DICOM files are groups.
+    """
     known = labelled(pictures, name)
+    pictures, val = by_patient(pictures), None if val is None else by_patient(val)
     labels = pictures.labels
     assert labels is not None
     if val is not None:
@@ -55,6 +62,33 @@ def parts(pictures: Pictures, val: Pictures | None, name: str, seed: int) -> Par
     if not len(held):
         raise Refused(f"{name} has too few labelled pictures to keep some apart: give others to judge by with --val")
     return Parts(known[kept].tolist(), pictures, known[held].tolist(), said)
+
+
+def by_patient(pictures: Pictures) -> Pictures:
+    """The same pictures, grouped by patient where they are DICOM files of several patients and have no groups; only heads of files are read."""
+    labels, source = pictures.labels, pictures.source
+
+    def patient(number: int) -> int:
+        try:
+            hashed = source.picture(int(number)).patient
+        except BadSample:
+            hashed = None
+        return -1 - int(number) if hashed is None else int(hashed[:15], 16)  # below 0: alone
+
+    if labels is None or labels.groups is not None or not labels.known.any():
+        return pictures
+    known = np.flatnonzero(labels.known)
+    if all(patient(number) < 0 for number in known[:: max(1, len(known) // 4)]):
+        return pictures
+    groups: np.ndarray = -1 - np.arange(len(labels))
+    with ThreadPoolExecutor(8) as pool:
+        groups[known] = list(pool.map(patient, known))
+    if len(np.unique(groups[known])) < 2:
+        return pictures
+    print(f"groups: {len(np.unique(groups[known])):,} patients by PatientID (hashed, never shown), kept apart")
+    grouped = copy.copy(pictures)
+    grouped.labels = replace(labels, groups=groups)
+    return grouped
 
 
 def _by_val(pictures: Pictures, val: Pictures, known: np.ndarray, name: str) -> Parts:
