@@ -137,3 +137,17 @@ def test_every_large_form_names_the_option_and_takes_it(kind, tmp_path, monkeypa
         from unmask.data.views import centre_view
 
         assert centre_view(picture, (8, 8), 3, True).shape == (3, 8, 8), "evaluation looks at all of it, smaller"
+
+
+@pytest.mark.parametrize("form", ["timm", "hf", "safetensors"])
+def test_window_and_tile_travel_through_every_export(form, tmp_path):
+    (tmp_path / "data").mkdir()
+    folder_of("dicom", tmp_path / "data")
+    run = unmask.pretrain("mae", tmp_path / "data", tmp_path / "run", window="file", tile=40, **TINY)
+    if form == "hf":
+        pytest.importorskip("transformers")
+    out = unmask.export(run, out=tmp_path / form, to=form)["out"]
+    ours, theirs = unmask.load_transform(run), unmask.load_transform(out)
+    assert (theirs.window, theirs.tile) == (ours.window, ours.tile) == ("file", 40)
+    name = str(tmp_path / "data" / "1.2.3")
+    assert torch.equal(ours(name), theirs(name))

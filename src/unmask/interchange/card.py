@@ -193,6 +193,7 @@ def scaling(encoder: Encoder) -> str:
         return "not known"
     low, high = (numbers(value) for value in (encoder.low, encoder.high))
     scaled = "stored numbers / 255" if set(encoder.low) == {0.0} and set(encoder.high) == {255.0} else f"(stored − low) / (high − low), cut to [0, 1]; low {low}; high {high}"
+    scaled = "grey values by each DICOM file's own window, 0 to 1" if encoder.window == "file" else scaled
     return f"{scaled}; minus mean {numbers(encoder.mean)}; over std {numbers(encoder.std)}"
 
 

@@ -222,4 +222,4 @@ def from_timm_folder(folder: Path) -> Encoder:
         raise Refused(f"timm cannot build {name} as {folder}/config.json says: {' '.join(str(error).split())[:200]}") from None
     fill_whole(trunk, state, folder)
     known |= config.get("unmask", {})  # our own export says the range of the stored numbers too
-    return encoder_of(trunk, str(folder), UNSAID | {key: tuple(known[key]) for key in ("mean", "std", "low", "high") if key in known})
+    return encoder_of(trunk, str(folder), UNSAID | tuples({key: known[key] for key in ("mean", "std", "low", "high", "window", "tile") if key in known}))

@@ -136,6 +136,8 @@ def words_of(encoder: Encoder) -> dict[str, str]:
         "high": list(encoder.high),
         "mean": None if encoder.mean is None else list(encoder.mean),
         "std": None if encoder.std is None else list(encoder.std),
+        "window": encoder.window,
+        "tile": encoder.tile,
         "input": "image = ((stored - low) / (high - low), cut to [0, 1], - mean) / std, channel by channel",
         "unmask": __version__,
     }

@@ -52,11 +52,12 @@ class Encoder:
     tile: int | None = None
 
 
-def sight_of(encoder: Encoder) -> dict[str, dict[str, list[float]]]:
-    """How stored numbers that are not 8 bits become the input, under `unmask`, for files whose own words say mean and std only; else nothing."""
-    if encoder.mean is None or encoder.std is None or (set(encoder.low) == {0.0} and set(encoder.high) == {255.0}):
+def sight_of(encoder: Encoder) -> dict[str, dict[str, Any]]:
+    """How stored numbers that are not 8 bits become the input, and windows are cut, under `unmask`, for files that say mean and std only; else nothing."""
+    reading = {name: value for name in ("window", "tile") if (value := vars(encoder)[name]) is not None}
+    if encoder.mean is None or encoder.std is None or (set(encoder.low) == {0.0} and set(encoder.high) == {255.0} and not reading):
         return {}
-    return {"unmask": {name: list(vars(encoder)[name]) for name in ("low", "high", "mean", "std")}}
+    return {"unmask": plain({name: vars(encoder)[name] for name in ("low", "high", "mean", "std")} | reading)}
 
 
 def describe(trunk: Any, meta: Mapping[str, Any] | None = None) -> dict[str, str]:
