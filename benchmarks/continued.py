@@ -79,7 +79,7 @@ def continued(case: str, rate: float, source: Path, data: Path, steps: int, runs
         unmask.pretrain("mae", str(data), run, workers=0, accelerator="cpu", monitor_every=1_000_000, **settings, **CASES[case], **DECODER)
     rows = []
     for step in [step for step in AT if step <= steps]:
-        file = run / "checkpoints" / f"step-{step}" / "model.safetensors"
+        file = run / "checkpoints" / f"step-{step:08d}" / "model.safetensors"
         rows.append({"step": step} | neighbours(load_encoder(file)))
     return rows
 
