@@ -43,8 +43,8 @@ CASES: dict[str, dict[str, Any]] = {
     "patches": {"img_size": (64, 64), "patch_size": 8},
 }
 SMALL = 2500  # pictures that a continued run has
-TEACH, JUDGE = 3000, 2000  # labelled pictures for nearest neighbours, all from the test set
-AT = (5, 10, 25, 50, 100, 150)  # steps at which the encoder is looked at
+TEACH, JUDGE = 2000, 1000  # labelled pictures for nearest neighbours, all from the test set
+AT = (10, 25, 50, 100, 150)  # steps at which the encoder is looked at
 
 
 def part(folder: Path) -> Path:
