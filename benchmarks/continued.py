@@ -43,8 +43,8 @@ CASES: dict[str, dict[str, Any]] = {
     "patches": {"img_size": (64, 64), "patch_size": 8},
 }
 SMALL = 2500  # pictures that a continued run has
-TEACH, JUDGE = 3000, 2000  # labelled pictures for nearest neighbours, all from the test set
-AT = (5, 10, 25, 50, 100, 150)  # steps at which the encoder is looked at
+TEACH, JUDGE = 2000, 1000  # labelled pictures for nearest neighbours, all from the test set
+AT = (10, 25, 50, 100, 150)  # steps at which the encoder is looked at
 
 
 def part(folder: Path) -> Path:
@@ -79,7 +79,7 @@ def continued(case: str, rate: float, source: Path, data: Path, steps: int, runs
         unmask.pretrain("mae", str(data), run, workers=0, accelerator="cpu", monitor_every=1_000_000, **settings, **CASES[case], **DECODER)
     rows = []
     for step in [step for step in AT if step <= steps]:
-        file = run / "checkpoints" / f"step-{step}" / "model.safetensors"
+        file = run / "checkpoints" / f"step-{step:08d}" / "model.safetensors"
         rows.append({"step": step} | neighbours(load_encoder(file)))
     return rows
 

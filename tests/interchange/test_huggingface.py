@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from golden_files import keys
 from safetensors.torch import load_file, save_file
 
 from unmask.errors import Refused
@@ -110,3 +111,16 @@ def test_mae_with_its_decoder(names, tmp_path):
     opened, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in opened.state_dict().items() if key != "decoder.decoder_pos_embed")
+
+
+@pytest.mark.parametrize("size", ["base", "large", "huge"])
+def test_the_published_names_of_vit_mae_are_those_of_mae(size):
+    """facebook/vit-mae-*: the sizes of its config, names of 4.x, against MAE's own key list."""
+    width, depth, heads, patch = {"base": (768, 12, 12, 16), "large": (1024, 24, 16, 16), "huge": (1280, 32, 16, 14)}[size]
+    sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": 4 * width, "patch_size": patch}
+    with torch.device("meta"):
+        state = transformers.ViTMAEForPreTraining._from_config(transformers.ViTMAEConfig(**sizes)).state_dict()
+    shapes = {key: torch.empty(shape, device="meta") for key, shape in keys(f"mae_full_vit_{size}").items()}
+    for names in (state, to_huggingface(shapes, "vit_mae", (224 // patch, 224 // patch), prefix="vit.")):  # of memory, and of 4.x files
+        found, left = from_huggingface(names, "vit_mae")
+        assert not left and {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in shapes.items()}

@@ -73,7 +73,7 @@ def _built(parts: Parts, network: Network, path: str, statistics: Mapping[str, A
         said.append("mean and std of ImageNet assumed: the file does not tell" if channels == 3 else f"mean and std unknown for {channels} channels: measured on your pictures")
     left = dict(parts.left)
     if parts.decoder:
-        left["the decoder, not needed for an encoder"] = [*parts.decoder]
+        left["the decoder, not needed for an encoder"] = sorted(parts.decoder)
     name = network.name if network.published else "a vision transformer of its own size"
     report = Report(path, network_in_words(name, trunk), tuple(said), left)
     return encoder_of(trunk, path, statistics if channels == len(statistics["mean"] or ()) else UNSAID, report)
