@@ -74,6 +74,38 @@ def test_a_whole_mae_goes_on_in_transformers(run, tmp_path, capsys):
     assert model.decoder.decoder_pred.weight.grad.abs().sum() > 0 and (model.config.mask_ratio, model.config.norm_pix_loss) == (0.75, True)
 
 
+def test_a_file_of_maes_own_code_goes_on_in_transformers_too(tmp_path, capsys):
+    """Official names in, transformers' out, with a decoder whose table of places is not the usual one."""
+    transformers = pytest.importorskip("transformers")
+    from test_load import official_full
+
+    made, state = official_full(norm_pix=False)
+    state["decoder_pos_embed"] = torch.nn.functional.pad(state["decoder_pos_embed"][:, 1:] + 0.5, (0, 0, 1, 0))
+    made.objectives["pixels"].decoder.places.add_(0.5)
+    torch.save({"model": state}, tmp_path / "full.pth")
+    code, out, _ = said(capsys, "export", f"{tmp_path / 'full.pth'}:norm_pix=no", "--to", "hf", "--with_decoder", "--out", tmp_path / "whole")
+    assert code == 0 and "ViTMAEForPreTraining" in out and "photograph" in out
+    model = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path / "whole").eval()
+    x, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    with torch.no_grad():
+        assert float(model(pixel_values=x, noise=noise).loss) == pytest.approx(float(made(x, noise=noise)["loss"]), rel=1e-5)
+    assert not model.config.norm_pix_loss
+
+
+def test_a_fine_tuned_run_is_compared_with_the_weights_that_it_hands_on(run, tmp_path, capsys):
+    """Its encoder may be the moving average, which is not what the learner ends with."""
+    pictures = run.parent / "photos"
+    tuned = ("--epochs", 1, "--batch_size", 32, "--workers", 0, "--ema", 0.5, "--weights", "average")
+    assert said(capsys, "evaluate", "finetune", run, pictures, "--out", tmp_path / "tuned", *tuned)[0] == 0
+    code, out, err = said(capsys, "export", tmp_path / "tuned", "--out", tmp_path / "out")
+    assert code == 0, err
+    assert "differ by at most 0 " in out and "pictures of the run's data" in out
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "trained further on labels (finetune)" in card and "| started from | run |" in card and "| finetune | trained | top1" in card
+    code, _, err = said(capsys, "export", tmp_path / "tuned", "--to", "hf", "--out", tmp_path / "hf")
+    assert code == 2 and "behind the pool" in err
+
+
 def test_another_size_on_the_way_out(run, tmp_path, capsys):
     code, _, _ = said(capsys, "export", run, "--to", "timm", "--out", tmp_path / "wide", "--img_size", 48, 64)
     assert code == 0 and json.loads((tmp_path / "wide" / "config.json").read_text())["pretrained_cfg"]["input_size"] == [3, 48, 64]

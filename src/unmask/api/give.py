@@ -137,13 +137,16 @@ def trained_of(name: str | Path, opened: Any) -> Callable[[Any], Any] | None:
     from unmask.encoders.adapter import Adapter
     from unmask.load import load as load_learner
 
-    if not (Path(name) / "model.safetensors").is_file():
+    if not (Path(name) / "model.safetensors").is_file() or not (Path(name) / "config.yaml").is_file():
         return None
     try:
         learner = load_learner(name)
     except UnmaskError:
         return None
-    encoder = dict(learner.named_children()).get("encoder")
+    parts = dict(learner.named_children())
+    encoder = parts.get("encoder")
+    if load(Path(name) / "config.yaml").get("weights") == "average":  # a fine-tuned run whose encoder is the moving average
+        encoder = dict(parts["average"].named_children())["encoder"]
     if not isinstance(encoder, Adapter) or encoder.img_size != tuple(opened.img_size):
         return None
 

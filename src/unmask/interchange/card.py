@@ -14,6 +14,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from unmask import __version__
 from unmask.errors import Refused
 from unmask.interchange.timm import Encoder
@@ -33,6 +35,7 @@ SETTINGS = {  # of config.yaml: what a reader wants to know, in this order
     "precision": "precision",
     "seed": "seed",
     "init": "started from",
+    "encoder": "started from",
     "views.scale": "area of random crops",
     "views.flip": "chance of a flip",
 }
@@ -123,6 +126,8 @@ class Facts:
         what = f"An image encoder ({encoder.name}, {weights / 1e6:.1f} million weights)"
         if self.method is None:
             return f"{what}; its weights are those of {name_of(encoder.source)}. Exported by unmask {__version__}."
+        if "encoder" in self.config:
+            return f"{what}, trained further on labels ({self.method}) with unmask {__version__}."
         return f"{what}, pre-trained without labels by {self.method.upper()} with unmask {__version__}."
 
     def pictures(self, encoder: Encoder) -> str:
@@ -137,7 +142,7 @@ class Facts:
         if not self.config:
             return "The settings are not known: this is no run of unmask."
         rows: dict[str, Any] = {"method": self.method, "network": encoder.name, "patch": f"{'×'.join(map(str, encoder.patch_size or ()))} pixels"}
-        rows |= {word: self.config.get(key) for key, word in SETTINGS.items()}
+        rows |= {word: self.config[key] for key, word in SETTINGS.items() if self.config.get(key) is not None}
         rows |= {key.removeprefix("method.").replace("_", " "): value for key, value in self.config.items() if key.startswith("method.")}
         if self.step is not None:
             rows["optimiser steps"] = self.step
@@ -202,9 +207,10 @@ def tokens_of(encoder: Encoder) -> str:
     prefix = vars(encoder.model).get("num_prefix_tokens")
     if prefix is None or encoder.patch_size is None:
         return "It gives the network's feature map."
+    place = "before" if isinstance(encoder.model.norm, nn.Identity) else "after"
     rows, columns = (side // patch for side, patch in zip(encoder.img_size, encoder.patch_size))
     first = f"{prefix} token{'s' * (prefix > 1)} of the whole picture first, then " if prefix else ""
-    return f"The tokens: {first}{rows} × {columns} patches, row by row, each {encoder.model.num_features} numbers, after the final norm."
+    return f"The tokens: {first}{rows} × {columns} patches, row by row, each {encoder.model.num_features} numbers, {place} the final norm."
 
 
 def ordinary(encoder: Encoder) -> bool:

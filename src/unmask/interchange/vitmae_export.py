@@ -62,6 +62,7 @@ def export_vitmae(whole: Whole, encoder: Encoder, out: str | Path, pictures: Ten
     refuse_edited(out)
     grid = tuple(encoder.model.patch_embed.grid_size)
     parts = plain_state(encoder.model) | {key: value for key, value in official.to_mae(whole.state, whole.encoder.patch).items() if is_decoders(key)}
+    parts["decoder_pos_embed"] = torch.nn.functional.pad(whole.decoder.places, (0, 0, 1, 0))  # (1, 1 + N, width): the class token has no place there
     theirs = {key: value.contiguous() for key, value in huggingface.to_huggingface(parts, "vit_mae", grid, "vit.").items()}
     with whole_folder(out, OWN) as folder:
         write(folder / "model.safetensors", save(theirs, metadata={"format": "pt"}))
