@@ -188,7 +188,7 @@ def _opened(word: str, source: Any, mine: Look, look: Look) -> tuple[Any, Any, d
 
 def _architecture(opened: Any) -> tuple[str, str]:
     """What makes two random networks the same, their size in pixels aside."""
-    return opened.name.split(".")[0], repr(sorted((key, value) for key, value in opened.kwargs.items() if key != "img_size"))
+    return opened.name.split(".")[0], repr(sorted((key, value) for key, value in opened.kwargs.items() if key != "img_size" and value not in (None, False)))
 
 
 def names(words: Sequence[str]) -> list[str]:
