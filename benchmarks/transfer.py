@@ -1,6 +1,6 @@
 """What does masked pre-training save in labels? Few labels and fine-tuning, from a masked encoder, a random one and from scratch.
 
-The encoder is the run of quality.py (made here if it is not there, or given by --encoder). With 1 % and 10 % of the labels, stratified:
+The encoder is the run of learn.py (made here if it is not there, or given by --encoder). With 1 % and 10 % of the labels, stratified:
 logistic regression on frozen features beside the same network with random weights; fine-tuning the whole encoder beside the same network
 from scratch with the same settings; and an attentive probe. Every figure is the mean over several subsets with Student's 95 % interval,
 or, for one subset, with Wilson's over the test pictures; gains are of pairs on the same subsets.
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality import DATA, RUNS, few, halves, pretrain
+from learn import DATA, OWN, RUNS, few, halves, pretrain
 from record import RESULTS, ROOT, keep, machine
 
 import unmask
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10", help="cifar10, imagenette, or a folder of class folders (with train/ and val/, or without)")
     parser.add_argument("--budget", choices=("cpu", "gpu"), default="gpu" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--encoder", type=Path, help="a run of masked pre-training on that data; not given: made as quality.py makes it")
+    parser.add_argument("--encoder", type=Path, help="a run of masked pre-training on that data; not given: made as learn.py makes it")
     parser.add_argument("--dry", action="store_true", help="five pictures a class, two steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
@@ -123,19 +123,20 @@ def main() -> None:
     if words.threads:
         torch.set_num_threads(words.threads)
     known = words.data if words.data in DATA else "imagenette"
-    name = f"{words.data if words.data in DATA else Path(words.data).name}-{words.budget}" + "-dry" * words.dry
+    seed = f"-seed{words.seed}" if words.seed else ""
+    name = f"{words.data if words.data in DATA else Path(words.data).name}-{words.budget}{seed}" + "-dry" * words.dry
     train, val = halves(words.data)
-    settings = RUNS[known, words.budget] | {"seed": words.seed, "workers": words.workers}
+    settings = RUNS[known, words.budget] | (OWN["mae"] if words.budget != "gpu" else {}) | {"seed": words.seed, "workers": words.workers}
     if words.dry:
-        train, val = few(train, words.runs / f"quality-{name}-train"), val and few(val, words.runs / f"quality-{name}-val")
+        train, val = few(train, words.runs / f"learn-{name}-train"), val and few(val, words.runs / f"learn-{name}-val")
         settings = {key: value for key, value in settings.items() if key != "epochs"} | {"steps": 2, "batch_size": 16}
-    encoder = words.encoder or words.runs / f"quality-{name}-seed{words.seed}"
+    encoder = words.encoder or words.runs / f"learn-mae-{name}"
     if words.encoder is None:
-        pretrain(encoder, train, settings)
+        pretrain("mae", encoder, train, settings)
     rows: list[dict[str, Any]] = []
     gains: list[dict[str, Any]] = []
     for part in DRY if words.dry else PLANS[words.budget]:
-        rows += measured(part, encoder, train, val, words.runs / f"transfer-{name}-seed{words.seed}", words)
+        rows += measured(part, encoder, train, val, words.runs / f"transfer-{name}", words)
         gains.append(gain(*rows[-2:]))
         found = {"encoder": {"method": "mae", "data": words.data} | {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()}, "figures": rows, "gains": gains}
         path = keep(f"transfer-{name}", found | {"machine": machine("cuda" if torch.cuda.is_available() else "cpu")}, words.out)

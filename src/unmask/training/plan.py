@@ -31,7 +31,7 @@ GPU_SAMPLES = 4_000_000  # pictures seen in a run on a GPU: 400 epochs of ten th
 MERGED = 8  # patches a side that a stage-wise network (Swin) merges into one feature
 CPU_DEPTH = 6  # blocks of the network on a CPU: half of ViT-Tiny's, which sees twice the pictures in the same time
 SHORT = 20_000  # optimiser steps below which the paper's rate, made for hundreds of thousands, hardly moves the weights
-SHORT_RATE = 2e-3  # learning rate per 256 pictures for such runs (benchmarks/quality.py)
+SHORT_RATE = 2e-3  # learning rate per 256 pictures for such runs (benchmarks/learn.py)
 SAVE = 300.0  # seconds between checkpoints
 ROOM = 0.8  # of the GPU's free memory
 

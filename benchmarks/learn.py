@@ -1,14 +1,15 @@
-"""Does MAE learn on real pictures? Pre-train, then measure the frozen encoder beside what needs no training.
+"""Does a method learn on real pictures? Pre-train, then measure the frozen encoder beside what needs no training.
 
 The run is made by `unmask.pretrain` and `unmask.resume`, the picture by `unmask.reconstruct`; the figures come from the functions
 behind `unmask.evaluate`, on features that are computed once. Beside the trained encoder stand the same encoder with random weights,
-the channel means and deviations of a picture, and its raw pixels; beside the loss the two baselines that the run itself measures.
+the channel means and deviations of a picture, and its raw pixels; beside the loss the baselines that the run itself measures.
 
-    python benchmarks/quality.py [--data cifar10|imagenette|FOLDER] [--budget cpu|gpu] [--dry]
+    python benchmarks/learn.py [METHOD …] [--data cifar10|imagenette|FOLDER] [--budget small|cpu|gpu] [--dry]
 
-Running it again goes on with an unfinished run (in runs/, not under version control) and evaluates a finished one. The result
-goes to benchmarks/results/quality-<data>-<budget>.json, a picture of reconstructions beside it. `--dry` does all of it on
-five pictures a class and two steps: it shows that the long run will start, and proves nothing else.
+Running it again goes on with an unfinished run (in runs/, not under version control), measures a finished one and skips a method whose
+result is there. A result goes to benchmarks/results/learn-<method>-<data>-<budget>.json, a picture of what the network says beside it.
+Every method gets the same pictures, network, epochs and rate; everything else is its paper's. `--dry` does all of it on five pictures
+a class and two steps: it shows that the long run will start, and proves nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from unmask.evaluation.knn import knn
 from unmask.evaluation.metrics import right, wilson
 from unmask.evaluation.probe import linear
 from unmask.interchange.encoder import load_encoder
+from unmask.methods import METHODS
 from unmask.settings import Views
 
 Row = tuple[str, FeatureTable, FeatureTable]
@@ -46,15 +49,53 @@ DATA = {
     "cifar10": (SHARED / "cifar10-train.parquet", SHARED / "cifar10-test.parquet"),  # 25,000 and 10,000 pictures of 32 px, 10 classes
     "imagenette": (SHARED / "imagenette224.tar" / "train", SHARED / "imagenette224.tar" / "val"),  # 9,469 and 3,925 of 224 px, 10 classes
 }
-SMALL = {"model": "vit_tiny_patch16_224", "width": 128, "depth": 6, "heads": 4, "method.decoder_width": 64, "method.decoder_depth": 1}
-RUNS: dict[tuple[str, str], dict[str, Any]] = {  # what is pre-trained; everything else is the paper's
+TINY = {"model": "vit_tiny_patch16_224", "width": 96, "depth": 4, "heads": 3}
+SMALL = {"model": "vit_tiny_patch16_224", "width": 128, "depth": 6, "heads": 4}
+RUNS: dict[tuple[str, str], dict[str, Any]] = {  # what is pre-trained, by data and budget
+    ("cifar10", "small"): TINY | {"patch_size": 4, "img_size": (32, 32), "epochs": 4, "batch_size": 128, "lr": 1.5e-3},
+    ("imagenette", "small"): TINY | {"patch_size": 8, "img_size": (64, 64), "epochs": 10, "batch_size": 128, "lr": 1.5e-3},
     ("cifar10", "cpu"): SMALL | {"patch_size": 4, "img_size": (32, 32), "epochs": 10, "batch_size": 256, "lr": 2e-3},
     ("imagenette", "cpu"): SMALL | {"patch_size": 8, "img_size": (64, 64), "epochs": 20, "batch_size": 128, "lr": 1.5e-3},
     ("cifar10", "gpu"): {"model": "vit_tiny_patch16_224", "patch_size": 4, "img_size": (32, 32), "epochs": 400, "batch_size": 512, "lr": 1.5e-3},
     ("imagenette", "gpu"): {"model": "vit_small_patch16_224", "img_size": (224, 224), "epochs": 200, "batch_size": 256, "lr": 5e-4},
 }
+OWN: dict[str, dict[str, Any]] = {  # on a CPU's networks: what a method's parts are called and how small they are
+    "mae": {"method.decoder_width": 64, "method.decoder_depth": 1},
+    "ijepa": {"method.decoder_width": 48, "method.decoder_depth": 2},
+}
+JUDGED = {"small": (10_000, 5_000)}  # pictures that teach and judge, where a budget does not take all
 FEW = 5  # pictures of a class in a dry run
 COLOUR = "channel means and deviations"
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What every method of one call stands on: pictures to learn from and to judge by, settings, and where things go."""
+
+    name: str  # data and budget, as files are called
+    train: Path
+    val: Path | None
+    settings: dict[str, Any]
+    words: argparse.Namespace
+
+    @property
+    def device(self) -> str:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def run(self, method: str) -> Path:
+        return self.words.runs / f"learn-{method}-{self.name}"
+
+    @cached_property
+    def halves(self) -> tuple[tuple[Pictures, list[int]], tuple[Pictures, list[int]]]:
+        """Pictures and their numbers, that teach and that judge."""
+        source = open_source(str(self.train))
+        format, size, seed = survey(source, seed=self.words.seed), self.settings["img_size"], self.words.seed  # as a run measures it
+        pictures = Pictures(source, format, Views(), size, seed)
+        held = Pictures(open_source(str(self.val)), format, Views(), size, seed) if self.val else None
+        teach, judging, judge, _ = parts(pictures, held, str(self.train), seed)
+        most = JUDGED.get(self.words.budget, (None, None))
+        shuffle = np.random.default_rng(seed).permutation
+        return (pictures, sorted(shuffle(teach)[: most[0]].tolist())), (judging, sorted(shuffle(judge)[: most[1]].tolist()))
 
 
 def halves(data: str) -> tuple[Path, Path | None]:
@@ -79,32 +120,31 @@ def few(data: Path, folder: Path) -> Path:
     return folder
 
 
-def pretrain(run: Path, train: Path, settings: dict[str, Any]) -> float:
+def pretrain(method: str, run: Path, train: Path, settings: dict[str, Any]) -> float:
     """Make the run, or go on with it; the seconds from its first file to its last, pauses included."""
     status = run / "status.json"
     state = json.loads(status.read_text(encoding="utf-8"))["status"] if status.is_file() else None
     if state is None:
-        unmask.pretrain("mae", str(train), run, **settings)
+        unmask.pretrain(method, str(train), run, **settings)
     elif state != "finished":
         unmask.resume(run)
     return (run / "encoder.safetensors").stat().st_mtime - (run / "config.yaml").stat().st_mtime
 
 
-def features_of(words: argparse.Namespace, run: Path, train: Path, val: Path | None, settings: dict[str, Any]) -> Iterator[Row]:
-    """Name, and feature tables to learn from and to judge by, of the trained encoder and of everything that stands beside it."""
-    source = open_source(str(train))
-    format = survey(source, seed=words.seed)  # as the run measured it
-    pictures = Pictures(source, format, Views(), settings["img_size"], words.seed)
-    held = Pictures(open_source(str(val)), format, Views(), settings["img_size"], words.seed) if val else None
-    teach, judging, judge, _ = parts(pictures, held, str(train), words.seed)
-    halves = ((pictures, teach), (judging, judge))
-    device, workers = "cuda" if torch.cuda.is_available() else "cpu", words.workers or 0
-    encoders = [("trained encoder", load_encoder(run))]
-    encoders += [(f"random encoder, seed {seed}", load_encoder(run, random=True, seed=seed)) for seed in range(words.random_seeds)]
-    for name, encoder in encoders:
-        yield name, *(extract(encoder, seen, ids, workers=workers, device=device, title=name) for seen, ids in halves)
-    yield COLOUR, *standard(*(pixel_statistics(seen, ids, workers=workers) for seen, ids in halves))
-    yield "raw pixels", *standard(*(raw_pixels(seen, ids, workers) for seen, ids in halves))
+def encoders(ground: Ground, run: Path) -> Iterator[Row]:
+    """Name, and feature tables to learn from and to judge by, of the trained encoder and the random ones."""
+    taken = [("trained encoder", load_encoder(run))]
+    taken += [(f"random encoder, seed {seed}", load_encoder(run, random=True, seed=seed)) for seed in range(ground.words.random_seeds)]
+    for name, encoder in taken:
+        learn, judge = (extract(encoder, *half, workers=ground.words.workers or 0, device=ground.device, title=name) for half in ground.halves)
+        yield name, learn, judge
+
+
+def colours(ground: Ground) -> Iterator[Row]:
+    """The same of what needs no network."""
+    workers = ground.words.workers or 0
+    yield COLOUR, *standard(*(pixel_statistics(*half, workers=workers) for half in ground.halves))
+    yield "raw pixels", *standard(*(raw_pixels(*half, workers) for half in ground.halves))
 
 
 def raw_pixels(pictures: Pictures, indices: list[int], workers: int) -> FeatureTable:
@@ -157,10 +197,36 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(f"  {row['features']:30s} {row['protocol']:7s} {row['pooling']:8s} {row['top1']:5.1f} % (95 % {low:.1f} to {high:.1f})")
 
 
-def main() -> None:
+def learn(method: str, ground: Ground, beside: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Train, measure, draw, write; the rows of what needs no network, which the next method can share."""
+    name, run, words = f"learn-{method}-{ground.name}", ground.run(method), ground.words
+    if (words.out / f"{name}.json").is_file() and not words.dry:
+        print(f"{method}: done, {words.out / name}.json")
+        return beside
+    settings = ground.settings | (OWN.get(method, {}) if words.budget != "gpu" else {})
+    if method == "eva":  # the teacher is the masked autoencoder of the same ground
+        settings |= {"method.teacher": str(ground.run("mae"))}
+    trained = pretrain(method, run, ground.train, settings)
+    start = time.perf_counter()
+    rows = [row for found in encoders(ground, run) for row in protocols(*found, words.seed)]
+    beside = beside or [row for found in colours(ground) for row in protocols(*found, words.seed)]
+    words.out.mkdir(parents=True, exist_ok=True)
+    count = 8 if max(settings["img_size"]) <= 32 else 4  # so that the picture stays small
+    unmask.reconstruct(run, str(ground.val or ground.train), out=str(words.out / f"{name}.png"), count=count)
+    print(f"{method}, {ground.name}:")
+    show(rows + beside)
+    said = {key: list(value) if isinstance(value, tuple) else Path(value).name if key == "method.teacher" else value for key, value in settings.items()}
+    result = {"settings": {"method": method, "data": words.data} | said, "machine": machine(ground.device)}
+    seconds = {"pretraining_seconds": round(trained, 1), "evaluation_seconds": round(time.perf_counter() - start, 1)}
+    print(keep(name, result | seconds | {"evaluations": rows + beside, "loss": curve(run)}, words.out), flush=True)
+    return beside
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"of {', '.join(METHODS)}; not given: mae")
     parser.add_argument("--data", default="cifar10", help="cifar10, imagenette, or a folder of class folders (with train/ and val/, or without)")
-    parser.add_argument("--budget", choices=("cpu", "gpu"), default="gpu" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--budget", choices=("small", "cpu", "gpu"), default="gpu" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dry", action="store_true", help="five pictures a class, two steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--random_seeds", type=int, default=2, help="how many random encoders stand beside")
@@ -170,33 +236,28 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where run folders are made")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the result goes")
     words = parser.parse_args()
+    wrong = [name for name in words.methods if name not in METHODS]
+    if wrong:
+        parser.error(f"no method {wrong[0]}; there are {', '.join(METHODS)}")
+    return words
+
+
+def main() -> None:
+    words = arguments()
     if words.threads:
         torch.set_num_threads(words.threads)
     settings = RUNS[words.data if words.data in DATA else "imagenette", words.budget] | {"seed": words.seed}
     settings |= {key: value for key, value in (("epochs", words.epochs), ("workers", words.workers)) if value is not None}
-    name = f"quality-{words.data if words.data in DATA else Path(words.data).name}-{words.budget}" + "-dry" * words.dry
+    longer = f"-{words.epochs:g}-epochs" if words.epochs else ""
+    seed = f"-seed{words.seed}" if words.seed else ""
+    name = f"{words.data if words.data in DATA else Path(words.data).name}-{words.budget}{longer}{seed}" + "-dry" * words.dry
     train, val = halves(words.data)
-    run = words.runs / f"{name}-seed{words.seed}"
     if words.dry:
-        train, val = few(train, words.runs / f"{name}-train"), val and few(val, words.runs / f"{name}-val")
+        train, val = few(train, words.runs / f"learn-{name}-train"), val and few(val, words.runs / f"learn-{name}-val")
         settings = {key: value for key, value in settings.items() if key != "epochs"} | {"steps": 2, "batch_size": 16}
-    finish(name, run, train, val, settings, words)
-
-
-def finish(name: str, run: Path, train: Path, val: Path | None, settings: dict[str, Any], words: argparse.Namespace) -> None:
-    """Train, measure, draw, write."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    trained = pretrain(run, train, settings)
-    start = time.perf_counter()
-    rows = [row for found in features_of(words, run, train, val, settings) for row in protocols(*found, words.seed)]
-    words.out.mkdir(parents=True, exist_ok=True)
-    count = 8 if max(settings["img_size"]) <= 32 else 4  # so that the picture stays small
-    unmask.reconstruct(run, str(val or train), out=str(words.out / f"{name}.png"), count=count)
-    show(rows)
-    said = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
-    result = {"settings": {"method": "mae", "data": words.data} | said, "machine": machine(device)}
-    seconds = {"pretraining_seconds": round(trained, 1), "evaluation_seconds": round(time.perf_counter() - start, 1)}
-    print(keep(name, result | seconds | {"evaluations": rows, "loss": curve(run)}, words.out))
+    beside: list[dict[str, Any]] = []
+    for method in words.methods or ["mae"]:
+        beside = learn(method, Ground(name, train, val, settings, words), beside)
 
 
 if __name__ == "__main__":
