@@ -178,3 +178,12 @@ def test_json_is_alone_with_several_processes(photos, tmp_path):
 def test_no_labels_is_said(photos, tmp_path):
     done = run("evaluate", "knn", "random:vit_tiny_patch16_224", photos / "train" / "a", "--img_size", "32", cwd=tmp_path)
     assert done.returncode == 2 and "label" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("own", "then"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(own, then, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # put back afterwards, whatever main does
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    assert cli.main(["--version"]) == 0 and os.environ["OMP_WAIT_POLICY"] == then

@@ -33,6 +33,7 @@ examples:
 
 def main(words: list[str] | None = None) -> int:
     """Run one command; its exit status."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported: threads that wait in a loop make a shared CPU many times slower
     try:
         code = answer(list(sys.argv[1:] if words is None else words))
         sys.stdout.flush()
