@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from unmask.api import report as report
     from unmask.api import resume as resume
     from unmask.api import runs as runs
+    from unmask.api import train_tokenizer as train_tokenizer
     from unmask.api.compare import compare as compare
     from unmask.api.neighbours import neighbours as neighbours
     from unmask.errors import Failed as Failed
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 VERBS = (
-    *("pretrain", "resume"),
+    *("pretrain", "resume", "train_tokenizer"),
     *("evaluate", "compare", "embed", "neighbours"),
     *("reconstruct", "inspect", "report", "runs"),
     *("export", "load_encoder", "load_transform"),

@@ -18,7 +18,7 @@ from typing import Any
 from unmask import __version__, api
 from unmask.commands import COMMANDS, RUN, SEVERAL, Said, describe
 from unmask.errors import Refused, UnmaskError
-from unmask.methods import METHODS, TRANSFERS, place
+from unmask.methods import METHODS, TOKENIZERS, TRANSFERS, place
 from unmask.options import Group, load, parse, suggestion
 from unmask.recipe import groups_of
 
@@ -29,6 +29,7 @@ examples:
   unmask reconstruct runs/first photos/ --out grid.png
 
 `unmask COMMAND --help` says the rest; `unmask quickstart` shows everything once, without data of your own."""
+BEGIN = {"pretrain": METHODS, "tokenizer train": TOKENIZERS}  # commands that begin a run of a METHOD, and what there is
 
 
 def main(words: list[str] | None = None) -> int:
@@ -120,8 +121,8 @@ def read(name: str, words: list[str]) -> tuple[list[Any], dict[str, Any]]:
     """The words of a command -> what its verb takes by place, and its settings by name."""
     options = {option.name: option for group in groups(name, words) for option in group.options().values()}
     left, values = parse(words, options)
-    if name == "pretrain":
-        return arrange(left, values), values
+    if name in BEGIN:
+        return arrange(name, left, values), values
     usage, taken = f"unmask {name} {COMMANDS[name].places}", list[Any]()
     for one in COMMANDS[name].places.split():
         if not left and not one.startswith("["):
@@ -136,11 +137,12 @@ def read(name: str, words: list[str]) -> tuple[list[Any], dict[str, Any]]:
     return taken, values
 
 
-def arrange(positional: list[str], values: dict[str, Any]) -> list[Any]:
+def arrange(name: str, positional: list[str], values: dict[str, Any]) -> list[Any]:
     """METHOD and DATA, each from the words or left to --config."""
+    example = f"unmask {name} {next(iter(BEGIN[name]))} photos/ --out runs/first"
     config = load(values["config"]) if values.get("config") else {}
     if len(positional) > 2:
-        raise Refused(f"'{positional[2]}' is a word too many: unmask pretrain METHOD DATA --out RUN")
+        raise Refused(f"'{positional[2]}' is a word too many: unmask {name} METHOD DATA --out RUN")
     if len(positional) == 1 and "method" in config and not is_method(positional[0]):
         if not Path(positional[0]).exists() and not re.search(r"[/:*.]", positional[0]):
             place(positional[0])  # neither a method nor data: refused with the nearest method
@@ -150,15 +152,15 @@ def arrange(positional: list[str], values: dict[str, Any]) -> list[Any]:
         place(method)
     for what, found in (("METHOD", method or config.get("method")), ("DATA", data or config.get("data"))):
         if found is None:
-            raise Refused(f"{what} is missing: unmask pretrain mae photos/ --out runs/first")
+            raise Refused(f"{what} is missing: {example}")
     if values.get("out") is None:
-        raise Refused(f"--out is missing: unmask pretrain {method or config['method']} {data or config['data']} --out runs/first")
+        raise Refused(f"--out is missing: unmask {name} {method or config['method']} {data or config['data']} --out runs/first")
     return [method, data]
 
 
 def is_method(word: str) -> bool:
     """Whether a word names a method: one of ours, `file.py:Name` or `package.module:Name`."""
-    return word in METHODS or re.fullmatch(r".+(\.py|\w):[A-Za-z_]\w*", word) is not None
+    return word in METHODS | TOKENIZERS or re.fullmatch(r".+(\.py|\w):[A-Za-z_]\w*", word) is not None
 
 
 def method_of(name: str, words: list[str]) -> str | None:
@@ -168,7 +170,7 @@ def method_of(name: str, words: list[str]) -> str | None:
     if name == "resume":
         run = next((Path(w) / "config.yaml" for w in words if (Path(w) / "config.yaml").is_file()), None)
         return load(run).get("method") if run else None
-    if name != "pretrain":
+    if name not in BEGIN:
         return None
     method = next((word for word in words if is_method(word)), None)
     for i, word in enumerate(words):
@@ -203,9 +205,9 @@ def command_help(name: str, words: list[str]) -> str:
         return "\n".join([f"usage: unmask {name} KIND …", "", *lines, "", f"`unmask {next(iter(kinds))} --help` lists its settings."])
     command, method = COMMANDS[name], None
     said = command.says
-    if name == "pretrain":
+    if name in BEGIN:
         method = method_of(name, [word for word in words if word not in ("--help", "-h")])
-        said += "\n\n" + (describe(method) if method else f"METHOD is one of: {', '.join(METHODS)}; `unmask pretrain METHOD --help` adds its own settings.")
+        said += "\n\n" + (describe(method) if method else f"METHOD is one of: {', '.join(BEGIN[name])}; `unmask {name} METHOD --help` adds its own settings.")
     usage = f"unmask {name} {method + ' [DATA]' if method else command.places} [--option value …]"
     return help_text(usage, said, groups(name, [word for word in words if word not in ("--help", "-h")]))
 

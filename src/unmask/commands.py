@@ -13,7 +13,7 @@ from unmask.api.compare import Compare
 from unmask.api.neighbours import Search
 from unmask.encoders import names
 from unmask.errors import Refused
-from unmask.methods import METHODS
+from unmask.methods import METHODS, TOKENIZERS
 from unmask.methods.statement import known
 from unmask.options import suggestion
 from unmask.settings import within
@@ -85,6 +85,7 @@ def describe(name: str) -> str:
 def show_methods() -> dict[str, str]:
     """Every method's sentence, paper and standing."""
     print("\n".join(describe(name) for name in METHODS))
+    print("\nVocabularies, for `unmask tokenizer train`:\n" + "\n".join(describe(name) for name in TOKENIZERS))
     print("\nunmask pretrain METHOD --help lists a method's settings; your own method is my_method.py:Name or package.module:Name")
     return {name: describe(name) for name in METHODS}
 
@@ -109,6 +110,7 @@ RUN = (settings.Trunk, settings.Input, settings.Train)
 COMMANDS = {
     "quickstart": Command("", "train on real photographs that need no download, and show everything once (a few minutes)", quickstart, (Quickstart,)),
     "pretrain": Command("[METHOD] [DATA]", "pre-train an encoder: any folder of pictures in, a proven encoder out", api.pretrain, (Run, *RUN)),
+    "tokenizer train": Command("[METHOD] [DATA]", "train a vocabulary of picture squares: what beit predicts", api.train_tokenizer, (Run, *RUN)),
     "resume": Command("RUN", "go on exactly where a run stopped", api.resume, (Again, *RUN)),
     "evaluate knn": Command("ENCODER DATA", "are pictures of a class near each other? (no training)", api.evaluate, (*MEASURE, measure.Neighbours), "knn"),
     "evaluate linear": Command("ENCODER DATA", "can a linear map tell the classes from frozen features?", api.evaluate, (*MEASURE, measure.Linear), "linear"),

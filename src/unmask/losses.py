@@ -31,3 +31,8 @@ def summed_square(prediction: Tensor, truth: Tensor) -> Tensor:
 def negative_cosine(prediction: Tensor, truth: Tensor) -> Tensor:
     """Minus the cosine of each row: from −1, right, over 0, at a right angle (EVA)."""
     return -F.cosine_similarity(prediction.float(), truth, dim=-1)
+
+
+def cross_entropy(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Minus the logarithm of the share that logits (B, M, K) give the true code (B, M) (BEiT)."""
+    return F.cross_entropy(prediction.float().movedim(-1, 1), truth, reduction="none")

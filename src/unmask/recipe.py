@@ -12,7 +12,7 @@ from typing import Any
 
 from unmask import settings
 from unmask.errors import Refused
-from unmask.methods import METHODS, TRANSFERS, place
+from unmask.methods import LEARNERS, TRANSFERS, place
 from unmask.methods.statement import known, source_file
 from unmask.options import Group, check, dump, layered, load
 from unmask.settings import Input, Lessons, Start, Train, Trunk, Views
@@ -52,7 +52,7 @@ class Recipe:
 
 def absolute(word: Any) -> Any:
     """A path as it is found from anywhere; names (`hf:owner/name`, `timm:NAME`, `mae`) stay what they are."""
-    if not isinstance(word, str) or word.startswith(("hf:", "timm:", "random:")) or word in METHODS | TRANSFERS or (re.fullmatch(r"[\w.]+:\w+", word) and ".py:" not in word):
+    if not isinstance(word, str) or word.startswith(("hf:", "timm:", "random:")) or word in LEARNERS or (re.fullmatch(r"[\w.]+:\w+", word) and ".py:" not in word):
         return word
     return os.path.abspath(os.path.expanduser(word))
 
@@ -82,7 +82,7 @@ def name_of(method: Any) -> str:
     except (TypeError, OSError):
         raise Refused(f"the method {cls.__name__} stands in no file: write it to one, so that the run can be opened again") from None
     here = Path(settings.__file__).parents[1]  # the folder that holds `unmask`, where the places in METHODS begin
-    ours = [name for name, where in METHODS.items() if here / where == file.with_name(f"{file.name}:{cls.__name__}")]
+    ours = [name for name, where in LEARNERS.items() if here / where == file.with_name(f"{file.name}:{cls.__name__}")]
     return ours[0] if ours else f"{cls.__module__ if '.' in cls.__module__ else file}:{cls.__name__}"
 
 

@@ -9,7 +9,7 @@ from unmask.api.asked import check_data
 from unmask.encoders import names
 from unmask.errors import Refused
 from unmask.interchange.naming import FORMS, identify
-from unmask.methods import TRANSFERS
+from unmask.methods import METHODS, TOKENIZERS, TRANSFERS
 from unmask.recipe import Recipe, settle
 
 
@@ -28,6 +28,13 @@ def pretrain(method: Any = None, data: Any = None, out: str | Path | None = None
     from unmask.training.start import begin
 
     return begin(recipe, Path(out))
+
+
+def train_tokenizer(method: Any = None, data: Any = None, out: str | Path | None = None, *, config: str | Path | None = None, **settings: Any) -> Path:
+    """Train a vocabulary of picture squares, as `pretrain` trains an encoder; the path of the run folder, which is a `--method.tokenizer`."""
+    if isinstance(method, str) and method in METHODS:
+        raise Refused(f"{method} trains an encoder: unmask pretrain {method} DATA --out RUN; vocabularies are: {', '.join(TOKENIZERS)}")
+    return pretrain(method, data, out, config=config, **settings)
 
 
 def resume(run: str | Path, *, data: Any = None, force: bool = False, **settings: Any) -> Path:
@@ -57,8 +64,12 @@ def _refuse(recipe: Recipe, out: Path) -> None:
     for name in vars(type(recipe.method)).get("needs", ()):
         word = getattr(recipe.method, name)
         if word is None:
-            raise Refused(f"{recipe.name} needs a {name}: --method.{name} ENCODER ({FORMS})")
-        identify(word)
+            made = "RUN (unmask tokenizer train dvae DATA --out RUN makes one)" if name == "tokenizer" else f"ENCODER ({FORMS})"
+            raise Refused(f"{recipe.name} needs a {name}: --method.{name} {made}")
+        if name != "tokenizer":
+            identify(word)
+        elif not Path(word).exists():
+            raise Refused(f"--method.tokenizer: there is no run or file {word}")
     labels = recipe.input.labels
     if labels is not None and not isinstance(labels, str | Path):
         raise Refused("labels: a run takes the path of a label file, so that it can be opened again; arrays are for evaluate and embed")

@@ -10,26 +10,32 @@ METHODS: dict[str, str] = {
     "data2vec": "unmask/methods/data2vec.py:Data2Vec",
     "data2vec2": "unmask/methods/data2vec2.py:Data2Vec2",
     "ijepa": "unmask/methods/ijepa.py:IJEPA",
+    "beit": "unmask/methods/beit.py:BEiT",
+}
+TOKENIZERS: dict[str, str] = {  # vocabularies that some methods predict, trained by the same loop
+    "dvae": "unmask/methods/dvae.py:DVAE",
 }
 TRANSFERS: dict[str, str] = {  # ways to train an encoder further on labels: trained by the same loop, opened again by the same names
     "finetune": "unmask/transfer/finetune.py:Finetune",
     "attentive": "unmask/transfer/attentive.py:Attentive",
 }
-TASKS: dict[str, str] = {  # what kind of run the loop makes of either
+LEARNERS = METHODS | TOKENIZERS | TRANSFERS
+TASKS: dict[str, str] = {  # what kind of run the loop makes of each
+    "tokenizing": "unmask/training/tokenizing.py:Tokenizing",
     "pretraining": "unmask/training/pretraining.py:Pretraining",
     "transfer": "unmask/transfer/teaching.py:Teaching",
 }
 
 
 def place(name: str) -> tuple[str, str]:
-    """File (a path) or module, and class, of a learner's settings: of `METHODS`, `TRANSFERS`, `my_method.py:Name` or `package.module:Name`."""
+    """File (a path) or module, and class, of a learner's settings: of `LEARNERS`, `my_method.py:Name` or `package.module:Name`."""
     import difflib
 
     from unmask.errors import Refused
 
-    where = (METHODS | TRANSFERS).get(name, name)
+    where = LEARNERS.get(name, name)
     if ":" not in where:
-        near = difflib.get_close_matches(name, METHODS, 1)
+        near = difflib.get_close_matches(name, [*METHODS, *TOKENIZERS], 1)
         raise Refused(f"unknown method '{name}'" + (f": did you mean {near[0]}?" if near else f"; there are: {', '.join(METHODS)}"))
     source, _, kind = where.rpartition(":")
     return source, kind
@@ -45,7 +51,7 @@ def find(name: str) -> type:
     from unmask.errors import Refused
 
     source, kind = place(name)
-    if name in METHODS | TRANSFERS:
+    if name in LEARNERS:
         module = importlib.import_module(source.removesuffix(".py").replace("/", "."))
     elif source.endswith(".py"):
         if not Path(source).is_file():

@@ -36,12 +36,12 @@ SAVE = 300.0  # seconds between checkpoints
 ROOM = 0.8  # of the GPU's free memory
 
 
-def choose(recipe: Recipe, count: int, format: Format) -> tuple[Recipe, list[str]]:
-    """The recipe with nothing left open but the decoder's size, and a line for each choice; `count`: pictures in DATA."""
+def choose(recipe: Recipe, count: int, format: Format, encoder: bool = True) -> tuple[Recipe, list[str]]:
+    """The recipe with nothing left open but the decoder's size, and a line for each choice; `count`: pictures in DATA; `encoder`: there is one."""
     said: list[str] = []
     device, line = accelerator(recipe.train.accelerator)
     said.append(line)
-    trunk, lines = network(recipe, format, device)
+    trunk, lines = network(recipe, format, device, encoder)
     said += lines
     train, lines = length(recipe.train, recipe, count, device)
     said += lines
@@ -75,7 +75,7 @@ def precision(train: Any, device: str) -> tuple[str, str]:
     return "32-true", f"precision 32-true: bf16 is slower on {'a CPU without AMX' if device == 'cpu' else 'this device'}"
 
 
-def network(recipe: Recipe, format: Format, device: str) -> tuple[Any, list[str]]:
+def network(recipe: Recipe, format: Format, device: str, encoder: bool = True) -> tuple[Any, list[str]]:
     """Model, patch and input size for what the pictures are."""
     trunk: Any = recipe.trunk
     said: list[str] = []
@@ -89,7 +89,7 @@ def network(recipe: Recipe, format: Format, device: str) -> tuple[Any, list[str]
         side = max(patch * 4 if patch <= 16 else patch * 2, min(short, most if trunk.model is None else 224) // patch * patch)
         trunk = replace(trunk, img_size=(side, side))
         said.append(f"img_size {side}: the pictures are about {short} px" + (", and less is fast enough for a CPU" if side < short and device == "cpu" else ""))
-    if trunk.model is None:
+    if trunk.model is None and encoder:
         if trunk.patch_size is None:
             trunk = replace(trunk, patch_size=patch_for(min(trunk.img_size)))
             said.append(f"patch_size {trunk.patch_size}: {math.prod(side // trunk.patch_size for side in trunk.img_size)} patches a picture")
@@ -175,10 +175,11 @@ def paced(recipe: Recipe, pace: Pace) -> tuple[Recipe, list[str]]:
 def quickened(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """A higher rate for a pre-training that is shorter than the paper's."""
     train = recipe.train
-    if recipe.given & {"lr", "base_lr"} or (train.steps or 1) >= SHORT or train.base_lr == SHORT_RATE:
+    if recipe.given & {"lr", "base_lr"} or (train.steps or 1) >= SHORT or train.base_lr == vars(type(recipe.method)).get("short_rate", SHORT_RATE):
         return recipe, []
-    line = f"base_lr {SHORT_RATE:g}: {train.steps:,} steps are few for the paper's {recipe.method.paper.base_lr:g}"
-    return replace(recipe, train=replace(train, base_lr=SHORT_RATE)), [line]
+    rate = vars(type(recipe.method)).get("short_rate", SHORT_RATE)
+    line = f"base_lr {rate:g}: {train.steps:,} steps are few for the paper's {recipe.method.paper.base_lr:g}"
+    return replace(recipe, train=replace(train, base_lr=rate)), [line]
 
 
 def announced(recipe: Recipe, pace: Pace, count: int) -> str:

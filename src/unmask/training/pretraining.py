@@ -26,7 +26,7 @@ from unmask.training import plan
 from unmask.training.finish import conclude, trunk_of
 from unmask.training.monitor import Monitor
 from unmask.training.progress import Progress
-from unmask.training.task import Prepared, Task
+from unmask.training.task import Prepared, Task, Watch
 
 
 class Pretraining(Task):
@@ -67,7 +67,7 @@ class Pretraining(Task):
         trunk = trunk_of(learner)
         return ({} if trunk is None else describe(trunk, statistics_of(recipe, kept))) | metadata_of(recipe.method, recipe.name, **words_of(recipe))
 
-    def watch(self, recipe: Recipe, learner: Learner, feed: Any, folder: RunFolder, device: torch.device, progress: Progress) -> Monitor:
+    def watch(self, recipe: Recipe, learner: Learner, feed: Any, folder: RunFolder, device: torch.device, progress: Progress) -> Watch:
         return Monitor(learner, feed, folder.pictures, recipe.train, device, progress, untrained=recipe.trunk.init is None)
 
     def finish(self, recipe: Recipe, kept: Mapping[str, Any], learner: Learner, feed: Any, folder: RunFolder, metadata: Mapping[str, str], step: int) -> None:

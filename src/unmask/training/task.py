@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from unmask.data.loader import Batch
-from unmask.methods import TASKS, TRANSFERS
+from unmask.methods import TASKS, TOKENIZERS, TRANSFERS
 from unmask.model import Learner, Signal
 from unmask.recipe import Recipe
 from unmask.run.folder import RunFolder
@@ -94,5 +94,6 @@ class Task(ABC):
 
 def task_of(recipe: Recipe) -> Task:
     """The task of a recipe, by the name of its method."""
-    source, _, name = TASKS["transfer" if recipe.name in TRANSFERS else "pretraining"].rpartition(":")
+    kind = "transfer" if recipe.name in TRANSFERS else "tokenizing" if recipe.name in TOKENIZERS else "pretraining"
+    source, _, name = TASKS[kind].rpartition(":")
     return vars(importlib.import_module(source.removesuffix(".py").replace("/", ".")))[name]()

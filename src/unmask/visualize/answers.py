@@ -1,4 +1,5 @@
-"""What a network says about hidden places, whatever it predicts: pixels as pixels, edges as strokes, features as the patches that have the nearest ones.
+"""What a network says about hidden places, whatever it predicts: pixels as pixels, edges as strokes, codes as what is painted from them,
+features as the patches that have the nearest ones.
 
 A feature has no picture. It is shown by patches that do: of all patches that were not hidden from the network in the same picture, the one whose
 features, as the target tells them, are nearest to the predicted ones. Beside it stands the same for the true features: the best that can be shown so.
@@ -20,6 +21,7 @@ from unmask.errors import Refused
 from unmask.mask import Mask
 from unmask.model import MaskedModel, Predict
 from unmask.patches import patchify, unpatchify
+from unmask.targets.codes import Codes
 from unmask.targets.hog import HOG
 from unmask.targets.pixels import Pixels
 from unmask.targets.target import Target
@@ -37,7 +39,8 @@ def grid(learner: nn.Module, x: Tensor, names: Sequence[str], **words: Any) -> I
         return reconstruction.grid(learner, x, names, **words)  # where nothing can be drawn, this says so
     assert isinstance(learner, MaskedModel)
     words.pop("statistics", None)
-    return _strokes(learner, *part, x, names, **words) if isinstance(part[1], HOG) else _nearest(learner, *part, x, names, **words)
+    draw: Any = _strokes if isinstance(part[1], HOG) else _words if isinstance(part[1], Codes) else _nearest
+    return draw(learner, *part, x, names, **words)
 
 
 def predicted(learner: nn.Module) -> tuple[str, Target] | None:
@@ -109,6 +112,60 @@ def _strokes(
 
 def _mse(prediction: Tensor, truth: Tensor) -> Tensor:
     return F.mse_loss(prediction, truth, reduction="none").mean(-1)
+
+
+def _words(
+    learner: MaskedModel,
+    name: str,
+    target: Codes,
+    x: Tensor,
+    names: Sequence[str],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    seed: int = 0,
+    bands: Sequence[int] | None = None,
+    title: str = "",
+    out: Path | str | None = None,
+) -> Image.Image:
+    """Codes as the pictures that their tokenizer paints from them: with the likeliest codes in hidden places, and with the true ones."""
+    mask, prediction, truth = answered(learner, name, target, x, seed)
+    colours, (seen, _) = Colours.of(x, mean, std, bands), maps_of(mask, target.patch)
+    said = prediction.argmax(-1)  # (B, M)
+    told = torch.where(mask.map, mask.join(torch.zeros_like(mask.visible_ids), said), truth)
+    drawn = [colours.images(target.pictures(codes, mask.grid).cpu()) for codes in (told, truth)]
+    weight = torch.ones(said.shape, device=said.device) if mask.weight is None else (mask.weight > 0).float()
+    right = ((said == mask.masked(truth)) * weight).sum(1) / weight.sum(1).clamp(min=1)
+    rows = []
+    for i, (picture, word) in enumerate(zip(colours.images(x), names)):
+        panels = [picture, cover(picture, seen[i]), *(pictures[i] for pictures in drawn)]
+        rows.append(Row(panels, f"{short_name(word)}   {right[i]:.1%} of the codes named", name=short_name(word)))
+    share, count = float(mask.map.float().mean()), target.tokenizer.vocabulary
+    header = ["original" + colours.label, f"masked ({share:.0%} hidden)", "prediction, painted from codes", "truth, painted from codes"]
+    legend = [
+        f"The network predicts one of {count:,} codes for each hidden place; the tokenizer paints pictures from codes. Where the network looked, the true codes are taken. "
+        "On the right all codes are true: no prediction can look better than that.",
+        "Few codes are named right even by a good network, since many words say nearly the same.",
+        *([colours.note] if colours.note else []),
+    ]
+    return save(sheet(rows, header, title or "What the network says about hidden places", legend), out)
+
+
+def painted(
+    x: Tensor,
+    again: Tensor,
+    names: Sequence[str],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    title: str = "",
+    out: Path | str | None = None,
+) -> Image.Image:
+    """Pictures beside what a tokenizer paints from their codes, both (B, C, H, W) in the run's own numbers."""
+    colours = Colours.of(x, mean, std, None)
+    differences = (colours.unit(x) - colours.unit(again)).abs().mean((1, 2, 3))
+    pairs = zip(colours.images(x), colours.images(again), names, differences.tolist())
+    rows = [Row(both, f"{short_name(word)}   mean difference {far:.3f}", name=short_name(word)) for *both, word, far in pairs]
+    legend = ["Mean difference: of pixels, where 1 is from black to white.", *([colours.note] if colours.note else [])]
+    return save(sheet(rows, ["original" + colours.label, "painted from its codes"], title or "A vocabulary of picture squares", legend), out)
 
 
 def glyphs(values: Tensor, target: HOG, grid: tuple[int, ...], in_chans: int, known: Tensor | None = None) -> Image.Image:
