@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unmask.errors import Refused
-from unmask.interchange import huggingface, official
+from unmask.interchange import huggingface, official, relative
 from unmask.interchange.foreign import norm_eps, read_config
 from unmask.interchange.naming import identify, parted
 from unmask.interchange.shapes import Network, heads_of_family, network_of
@@ -24,11 +24,11 @@ from unmask.settings import FORMAT, Ratio
 
 
 def load(path: str | Path, **said: Any) -> Learner:
-    """The learner in a run folder, in its `model.safetensors`, in an official MAE file or in a Hugging Face folder of ViTMAE.
+    """The learner in a run folder, in its `model.safetensors`, in an official file of MAE or BEiT or in a Hugging Face folder of ViTMAE.
 
     A file that holds only an encoder is refused: reconstructing needs the decoder. `said`: what a file does not tell, `heads`
-    and `decoder_heads`, `norm_pix` (whether its targets were normalised patch by patch) and `img_size`, where it is not square;
-    the word itself may say them, too: `fork.pth:heads=12,norm_pix=no`.
+    and `decoder_heads`, `norm_pix` (whether its targets were normalised patch by patch) and `img_size`, where it is not square,
+    of BEiT `tokenizer`, whose codes it predicts; the word itself may say them, too: `fork.pth:heads=12,norm_pix=no`.
     """
     word, told = parted(str(path))
     path, said = Path(word).expanduser(), told | said
@@ -48,7 +48,10 @@ def load(path: str | Path, **said: Any) -> Learner:
             return from_metadata(metadata, state, file)
     if identify(file).kind == "hugging face folder":
         return from_huggingface_folder(file.parent)
-    return from_official_mae(read(file), **said)
+    weights = read(file)
+    if relative.belongs(weights.state):
+        return from_official_beit(weights, said.get("tokenizer"), said.get("heads"))
+    return from_official_mae(weights, **said)
 
 
 def metadata_of(method: Any, name: str, **build: Any) -> dict[str, str]:
@@ -94,6 +97,26 @@ def from_official_mae(weights: Weights, **said: Any) -> Learner:
     for line in [*network.assumed, *lines]:
         print(f"unmask: {line}", file=sys.stderr)
     return _mae(parts.trunk, decoder, network, heads, settings, path)
+
+
+def from_official_beit(weights: Weights, tokenizer: str | None, heads: int | None = None) -> Learner:
+    """A learner from a file of BEiT's pre-training, sizes read off the tensors; `tokenizer`: whose codes its last layer names."""
+    head, path = weights.state.get("lm_head.weight"), weights.path
+    trunk, _ = relative.sorted_out(weights)
+    if head is None or head.shape[0] == head.shape[1] or any(name.startswith("cls_pt_layers.") for name in weights.state):
+        raise Refused(f"{path} holds no BEiT with its layer that names codes, and this needs it: give a file of BEiT's pre-training, or a run")
+    if tokenizer is None:
+        raise Refused(f"{path} names {len(head):,} codes of a tokenizer: say which, {path}:tokenizer=FILE (DALL-E's encoder, as a state dict) or :tokenizer=RUN")
+    network = relative.network_of(trunk, path, None, heads)
+    learner = find("beit")(tokenizer=tokenizer).build(rebuild(network.name, network.kwargs))
+    words = learner.objectives["codes"].target.tokenizer.vocabulary
+    if words != len(head):
+        raise Refused(f"{path} names {len(head):,} codes, and the tokenizer {tokenizer} has {words:,}: it is another one")
+    missing, unexpected = learner.load_state_dict(relative.from_beit(weights.state), strict=False)
+    if unexpected or any(".target." not in name for name in missing):
+        raise Refused(f"{path} does not fit BEiT over {network.name}: unknown {unexpected}, missing {missing}"[:400])
+    learner.sees(*relative.normalised(weights.state, path)[0].values())
+    return learner.eval()
 
 
 def from_huggingface_folder(folder: Path) -> Learner:

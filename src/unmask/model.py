@@ -15,6 +15,7 @@ from unmask.mask import Mask
 from unmask.masking import Masking
 from unmask.settings import Train
 from unmask.targets.target import Target
+from unmask.tokenizers.tokenizer import Tokenizer
 
 Signal: TypeAlias = Tensor | dict[str, Tensor]  # a tensor, or named tensors of which the first is masked and encoded
 
@@ -78,6 +79,24 @@ class Learner(nn.Module, ABC):
     def parameter_groups(self, train: Train) -> list[dict[str, Any]] | None:
         """The optimiser's groups, where a method wants its own."""
         return None
+
+
+class VocabularyLearner(Learner):
+    """Learns a tokenizer: codes for squares of a picture, which other methods predict. It has no encoder to hand on."""
+
+    tokenizer: Tokenizer
+
+    @abstractmethod
+    def codes(self, x: Tensor) -> Tensor:
+        """The codes (B, h, w) of pictures in the run's own numbers."""
+
+    @abstractmethod
+    def painted(self, codes: Tensor) -> Tensor | None:
+        """The pictures that codes (B, h, w) stand for, in the run's own numbers; None where nothing can be painted."""
+
+    @abstractmethod
+    def best_constant(self, x: Tensor) -> Tensor:
+        """The loss of the best answer that is the same for every square of every picture."""
 
 
 class Objective(nn.Module, ABC):

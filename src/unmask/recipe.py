@@ -12,7 +12,7 @@ from typing import Any
 
 from unmask import settings
 from unmask.errors import Refused
-from unmask.methods import LEARNERS, TRANSFERS, place
+from unmask.methods import LEARNERS, TOKENIZERS, TRANSFERS, place
 from unmask.methods.statement import known, source_file
 from unmask.options import Group, check, dump, layered, load
 from unmask.settings import Input, Lessons, Start, Train, Trunk, Views
@@ -68,6 +68,8 @@ def groups_of(name: str, method: Any = None) -> list[Group]:
     paper = [Group("training", Train, base=cls.paper), Group("views of a picture while it trains", Views, prefix="views.", base=cls.views)]
     if name in TRANSFERS:
         return [*ENCODER, *paper, Group(cls.__name__.lower(), cls, file, "", base)]
+    if name in TOKENIZERS:
+        return [*NETWORK, *paper, Group(f"the tokenizer {cls.__name__}", cls, file, "", base)]
     return [*NETWORK, *paper, Group(f"the method {cls.__name__}", cls, file, "method.", base)]
 
 

@@ -8,9 +8,11 @@ from golden_files import check_gradients, check_law, mask_of, names
 from torch.testing import assert_close
 
 from unmask.errors import Refused
+from unmask.interchange.relative import from_beit as ours
 from unmask.methods.beit import BEiT
 from unmask.methods.dvae import DVAE
 from unmask.optim.groups import parameter_groups
+from unmask.targets.codes import described
 from unmask.targets.target import Target
 from unmask.testing import SMALL, Case, case_of, check_method, pictures
 
@@ -42,16 +44,6 @@ class Given(Target):
 
     def baseline(self, truth, loss):
         return torch.zeros(())
-
-
-def ours(official: dict) -> dict:
-    table = {"lm_head.": "objectives.codes.decoder.predict.", "mask_token": "encoder.mask_token"}
-    found = {}
-    for key, value in official.items():
-        if not key.endswith("relative_position_index"):
-            row = next((theirs for theirs in table if key.startswith(theirs)), None)
-            found["encoder.trunk." + key if row is None else table[row] + key[len(row) :]] = value
-    return found
 
 
 def part(tensors, prefix):
@@ -127,7 +119,7 @@ def test_it_learns_the_words_of_a_tokenizer_from_a_run(tmp_path):
     from safetensors.torch import save_file
 
     tokenizer = DVAE(vocabulary=16, hidden=4, blocks=1, stride=4).build(img_size=(32, 32))
-    save_file(tokenizer.state_dict(), tmp_path / "model.safetensors", {"tokenizer": json.dumps(tokenizer.sizes)})
+    save_file(tokenizer.state_dict(), tmp_path / "model.safetensors", {"tokenizer": described(tokenizer.tokenizer)})
     case: Case = case_of(BEiT(tokenizer=str(tmp_path)))
     learner = case.learner()
     assert learner.objectives["codes"].decoder.predict.out_features == 16 and learner(pictures(4))["loss"].isfinite()

@@ -8,11 +8,11 @@ from unmask.errors import Refused
 from unmask.methods.dvae import DVAE, eased
 from unmask.testing import Case, case_of, check_gradients, check_learning, check_saving, pictures
 
-SMALL = {"vocabulary": 32, "hidden": 8, "blocks": 1, "stride": 4}
+SIZE = {"vocabulary": 32, "hidden": 8, "blocks": 1, "stride": 4}
 
 
 def case(**words) -> Case:
-    return case_of(DVAE(**SMALL | words), x=pictures(4), img_size=(32, 32))
+    return case_of(DVAE(**SIZE | words), x=pictures(4), img_size=(32, 32))
 
 
 def test_laws():
@@ -42,7 +42,7 @@ def test_temperature_falls_and_the_divergence_counts_more_and_more():
         learner.before_step(progress, 0.5)
         said.append((learner.temperature.item(), learner.weight.item()))
     assert [weight for _, weight in said] == pytest.approx([0, 3.3, 6.6, 6.6, 6.6])
-    assert [heat for heat, _ in said][0] == 1 and said[3][0] == pytest.approx(1 / 16) == said[4][0]
+    assert said[0][0] == 1 and said[3][0] == pytest.approx(1 / 16) == said[4][0]
     assert said[1][0] > said[2][0] > said[3][0] and eased(0.3, 0.0, 1.0, 2.0) == 2.0
 
 

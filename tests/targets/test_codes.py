@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from unmask.errors import Refused
 from unmask.losses import cross_entropy
 from unmask.methods.dvae import DVAE
-from unmask.targets.codes import Codes, open_tokenizer
+from unmask.targets.codes import Codes, described, open_tokenizer
 from unmask.testing import check_target, pictures
 from unmask.tokenizers.dvae import DVAE as Network
 
@@ -18,6 +18,11 @@ from unmask.tokenizers.dvae import DVAE as Network
 def network(**words):
     torch.manual_seed(0)
     return Network(3, hidden=4, blocks=1, vocabulary=6, first=8, **words)
+
+
+def renamed_back(key):
+    stem, _, last = key.rpartition(".")
+    return f"{stem}.{'w' if last == 'weight' else 'b'}"
 
 
 def test_contract():
@@ -50,19 +55,22 @@ def test_the_baseline_is_the_entropy_of_the_codes():
 
 def test_a_tokenizer_opens_from_a_learners_file_and_from_dalles_own(tmp_path):
     learner = DVAE(vocabulary=16, hidden=4, blocks=1, stride=4).build(img_size=(32, 32))
-    import json
-
-    save_file(learner.state_dict(), tmp_path / "model.safetensors", {"tokenizer": json.dumps(learner.sizes)})
+    save_file(learner.state_dict(), tmp_path / "model.safetensors", {"tokenizer": described(learner.tokenizer)})
     x = torch.rand(1, 3, 16, 16)
     for word in (tmp_path, tmp_path / "model.safetensors"):
         assert_close(open_tokenizer(str(word), 3, "beit").logits(x), learner.tokenizer.logits(x))
-    names = {"weight": "w", "bias": "b"}
     whole = network()
-    official = {f"{key.rpartition('.')[0]}.{names[key.rpartition('.')[2]]}": value.clone() for key, value in whole.encoder.state_dict().items()}
+    official = {renamed_back(key): value.clone() for key, value in whole.encoder.state_dict().items()}
     save_file(official, tmp_path / "encoder.safetensors")
     torch.save(official, tmp_path / "encoder.pt")
     for name in ("encoder.safetensors", "encoder.pt"):
-        assert_close(open_tokenizer(str(tmp_path / name), 3, "beit").logits(x), whole.logits(x))
+        opened = open_tokenizer(str(tmp_path / name), 3, "beit")
+        assert_close(opened.logits(x), whole.logits(x))
+        assert opened.pictures(torch.zeros(1, 6, 2, 2)) is None, "published without its decoder it paints nothing"
+    both = {f"{part}.{renamed_back(key)}": value.clone() for part in ("encoder", "decoder") for key, value in whole.get_submodule(part).state_dict().items()}
+    save_file(both, tmp_path / "both.safetensors")
+    shares = torch.rand(1, 6, 2, 2)
+    assert_close(open_tokenizer(str(tmp_path / "both.safetensors"), 3, "beit").pictures(shares), whole.pictures(shares))
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path):
@@ -70,3 +78,10 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
     for word, said in ((None, "--method.tokenizer RUN"), (str(tmp_path / "no"), "no tokenizer"), (str(tmp_path / "other.safetensors"), "is no tokenizer")):
         with pytest.raises(Refused, match=said):
             open_tokenizer(word, 3, "beit")
+
+
+def test_another_tokenizer_is_refused_when_a_run_goes_on():
+    mine, other = Codes(network(), (8, 8), 3), Codes(Network(3, hidden=4, blocks=1, vocabulary=6, first=8), (8, 8), 3)
+    mine.load_state_dict(Codes(network(), (8, 8), 3).state_dict())
+    with pytest.raises(Refused, match="not the one that this run began with"):
+        other.load_state_dict(mine.state_dict())

@@ -60,7 +60,7 @@ def test_every_published_key_is_ours(kind):
 
 def test_the_likelihood_is_a_density():
     """Over all values of a pixel it adds up to 1 (in the range in which pixels are mapped, and outside)."""
-    network = DVAE(1, hidden=2, blocks=1, vocabulary=4, stride=2, first=4)
+    network = DVAE(1, hidden=4, blocks=1, vocabulary=4, stride=2, first=4)
     shares = torch.zeros(1, 4, 1, 1).index_fill(1, torch.tensor([1]), 1.0)
     values = torch.linspace(-0.125 + 1e-5, 1.125 - 1e-5, 40_001)  # mapped to 0..1
     location, scale = network.statistics(shares)

@@ -3,17 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from unmask.errors import Refused
 from unmask.mask import Mask
+from unmask.methods.beit import BEiT
 from unmask.methods.data2vec import Data2Vec
 from unmask.methods.ijepa import IJEPA
 from unmask.methods.mae import MAE
 from unmask.methods.maskfeat import MaskFeat
 from unmask.model import MaskedModel
 from unmask.patches import patchify
+from unmask.targets.codes import described
 from unmask.targets.hog import HOG
 from unmask.testing import SMALL, pictures
+from unmask.tokenizers.dvae import DVAE
 from unmask.visualize.answers import _filled, glyphs, grid, maps_of
 
 WORDS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -26,12 +30,20 @@ WORDS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
         (MAE(target="hog"), "prediction, in its surroundings"),
         (IJEPA(), "prediction, as the nearest patches"),
         (Data2Vec(), "prediction, as the nearest patches"),
+        ("paints", "prediction, painted from codes"),
+        ("paints nothing", "prediction, as patches"),
         (MAE(), "prediction"),
     ],
 )
-def test_every_kind_of_answer_is_drawn(method, heading, tmp_path):
+def test_every_kind_of_answer_is_drawn(method, heading, tmp_path, monkeypatch):
     from unmask.visualize.panels import Sheet
 
+    if isinstance(method, str):
+        network = DVAE(3, hidden=4, blocks=1, vocabulary=12, stride=4, first=8)
+        network.paints = method == "paints"
+        save_file({f"tokenizer.{key}": value for key, value in network.state_dict().items()}, tmp_path / "model.safetensors", {"tokenizer": described(network)})
+        monkeypatch.setattr(DVAE, "paints", network.paints)
+        method = BEiT(tokenizer=str(tmp_path))
     learner = method.build(**SMALL | {"patch_size": 4}, img_size=(32, 32))
     learner.train()
     image = grid(learner, pictures(3), ["a/one.png", "a/two.png", "a/three.png"], out=tmp_path / "sheet.png", **WORDS)
@@ -68,7 +80,7 @@ def test_the_right_answer_shows_the_nearest_other_patch_and_never_a_hidden_one()
     twins[1, order[1, 0]] = patches[0, order[0, 8]]  # the other picture shows what is hidden in the first
     truth = torch.nn.functional.one_hot(torch.arange(32).reshape(2, 16), 33).float()
     truth[1, order[1, 0]] = truth[0, order[0, 8]]
-    filled = _filled(mask, twins, mask.masked(truth), truth)
+    filled = _filled(mask, twins, list(mask.masked(truth) @ truth.flatten(0, 1).T))
     assert torch.equal(filled[0, order[0, 8]], twins[1, order[1, 0]])
     assert torch.equal(mask.visible(filled), mask.visible(twins))
     hidden = mask.masked(twins)[0]

@@ -22,19 +22,26 @@ def pretrain(method: Any = None, data: Any = None, out: str | Path | None = None
     recipe = settle(method, data, config, settings)
     if recipe.name in TRANSFERS:
         raise Refused(f"{recipe.name} pre-trains nothing: unmask evaluate {recipe.name} ENCODER DATA")
-    if out is None:
-        raise Refused("pretrain wants out, the folder to make (--out RUN)")
-    _refuse(recipe, Path(out))
-    from unmask.training.start import begin
-
-    return begin(recipe, Path(out))
+    if recipe.name in TOKENIZERS:
+        raise Refused(f"{recipe.name} makes a tokenizer, no encoder: unmask tokenizer train {recipe.name} DATA --out RUN")
+    return _begun(recipe, out)
 
 
 def train_tokenizer(method: Any = None, data: Any = None, out: str | Path | None = None, *, config: str | Path | None = None, **settings: Any) -> Path:
     """Train a vocabulary of picture squares, as `pretrain` trains an encoder; the path of the run folder, which is a `--method.tokenizer`."""
     if isinstance(method, str) and method in METHODS:
         raise Refused(f"{method} trains an encoder: unmask pretrain {method} DATA --out RUN; vocabularies are: {', '.join(TOKENIZERS)}")
-    return pretrain(method, data, out, config=config, **settings)
+    return _begun(settle(method, data, config, settings), out)
+
+
+def _begun(recipe: Recipe, out: str | Path | None) -> Path:
+    """Train as the recipe says; what can be refused without torch is refused before."""
+    if out is None:
+        raise Refused("a run wants out, the folder to make (--out RUN)")
+    _refuse(recipe, Path(out))
+    from unmask.training.start import begin
+
+    return begin(recipe, Path(out))
 
 
 def resume(run: str | Path, *, data: Any = None, force: bool = False, **settings: Any) -> Path:
@@ -64,8 +71,9 @@ def _refuse(recipe: Recipe, out: Path) -> None:
     for name in vars(type(recipe.method)).get("needs", ()):
         word = getattr(recipe.method, name)
         if word is None:
+            prefix = "" if recipe.name in TOKENIZERS else "method."
             made = "RUN (unmask tokenizer train dvae DATA --out RUN makes one)" if name == "tokenizer" else f"ENCODER ({FORMS})"
-            raise Refused(f"{recipe.name} needs a {name}: --method.{name} {made}")
+            raise Refused(f"{recipe.name} needs a {name}: --{prefix}{name} {made}")
         if name != "tokenizer":
             identify(word)
         elif not Path(word).exists():

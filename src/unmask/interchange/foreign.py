@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unmask.encoders.build import FAMILIES, FIXED
 from unmask.errors import Refused
-from unmask.interchange import huggingface
+from unmask.interchange import huggingface, relative
 from unmask.interchange.families import UNKNOWN, groups, shortly
 from unmask.interchange.official import Parts, take_apart
 from unmask.interchange.report import Report, network_in_words
@@ -56,6 +56,10 @@ def from_weights(weights: Weights, img_size: Size = None, heads: int | None = No
     """The encoder in a state dict of anybody's: its network read off the shapes, or the timm network `model`."""
     if model is not None:
         return _named(weights, img_size, heads, model)
+    if relative.belongs(weights.state):
+        trunk, left = relative.sorted_out(weights)
+        statistics, line = relative.normalised(weights.state, weights.path)
+        return _built(Parts(trunk, {}, left), relative.network_of(trunk, weights.path, img_size, heads), weights.path, statistics, [line])
     parts = take_apart(weights)
     network = network_of(parts.trunk, weights.path, img_size, heads, heads_of_family(parts.family, parts.trunk, parts.decoder))
     return _built(parts, network, weights.path, IMAGENET, [f"its entry '{weights.part}' was taken"] if weights.part in ("teacher", "student", "target_encoder") else [])

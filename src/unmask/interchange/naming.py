@@ -26,6 +26,7 @@ SAID: dict[str, Callable[[str], Any]] = {  # what may stand behind a file, and h
     "heads": int,
     "decoder_heads": int,
     "model": str,
+    "tokenizer": str,
     "norm_pix": {"yes": True, "no": False}.__getitem__,
 }
 
@@ -89,6 +90,8 @@ def _folder(path: Path) -> Named:
     unfinished = (path / "config.yaml").is_file()
     if encoder.is_file():
         return Named("encoder file", str(encoder))
+    if unfinished and whole.is_file():  # finished, and without an encoder
+        return Named("learner file", str(whole))
     if unfinished or (path / "checkpoints").is_dir():
         steps = sorted((path / "checkpoints").glob("step-*/model.safetensors"), key=_step)
         if steps:

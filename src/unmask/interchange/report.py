@@ -34,6 +34,7 @@ def network_in_words(name: str, trunk: Any) -> str:
     heads, patch, size = trunk.blocks[0].attn.num_heads, trunk.patch_embed.patch_size, trunk.patch_embed.img_size
     side = f"{patch[0]}" if patch[0] == patch[1] else f"{patch[0]}x{patch[1]}"
     channels = trunk.patch_embed.proj.in_channels
-    registers = f", {trunk.reg_token.shape[1]} register tokens" if trunk.reg_token is not None else ""
+    count = trunk.num_prefix_tokens - (trunk.cls_token is not None)
+    registers = f", {count} register tokens" if count else ""
     blocks = f"{len(trunk.blocks)} blocks of width {trunk.embed_dim}, {heads} heads{registers}"
     return f"{name}, {blocks}, patches of {side}, pictures of {size[0]}x{size[1]} with {channels} channel{'s' * (channels > 1)}"

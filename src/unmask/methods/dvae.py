@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unmask.errors import Refused
-from unmask.model import Learner, first
+from unmask.model import VocabularyLearner, first
 from unmask.settings import Train, Views, within
 from unmask.tokenizers.dvae import DVAE as Network
-from unmask.tokenizers.dvae import divergence, soft
+from unmask.tokenizers.dvae import divergence, soft, squeezed
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class DVAE:
 
     def __post_init__(self):
         within(self, "vocabulary", 2)
-        within(self, "hidden blocks", 1)
+        within(self, "hidden", 4)
+        within(self, "blocks", 1)
         within(self, "temperature temperature_end", 0, above=True)
         within(self, "anneal kl_anneal", 0, 1)
         within(self, "kl_weight", 0)
@@ -58,15 +59,17 @@ class DVAE:
             raise Refused(f"--img_size {img_size[0]} {img_size[1]} is no multiple of the stride {self.stride}")
         hidden = self.hidden or (256 if min(img_size) >= 128 else 32)
         sizes = {"in_chans": in_chans, "hidden": hidden, "blocks": self.blocks, "vocabulary": self.vocabulary, "stride": self.stride}
-        return Tokenizing(Network(**sizes), sizes, self)
+        return Tokenizing(Network(**sizes), self)
 
 
-class Tokenizing(Learner):
-    """The network, and the schedules of its loss; `sizes`: what builds the network again."""
+class Tokenizing(VocabularyLearner):
+    """The network, and the schedules of its loss."""
 
-    def __init__(self, tokenizer: Network, sizes: dict[str, int], method: DVAE):
+    tokenizer: Network
+
+    def __init__(self, tokenizer: Network, method: DVAE):
         super().__init__()
-        self.tokenizer, self.sizes, self.method = tokenizer, sizes, method
+        self.tokenizer, self.method = tokenizer, method
         for name, value in (("mean", 0.0), ("std", 1.0)):
             self.register_buffer(name, torch.full((1, tokenizer.in_chans, 1, 1), value))
         self.register_buffer("temperature", torch.tensor(method.temperature), persistent=False)  # of this step: set before each
@@ -94,11 +97,22 @@ class Tokenizing(Learner):
         return {"loss": painted + self.weight * spread, "painting": painted, "divergence": spread}
 
     @torch.no_grad()
-    def repainted(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The codes (B, h, w) of pictures, and the pictures that are painted from them, in the run's own numbers."""
-        codes = self.tokenizer.codes(self.pixels(x))
-        shares = F.one_hot(codes, self.tokenizer.vocabulary).movedim(-1, 1).float()
-        return codes, (self.tokenizer.pictures(shares) - self.mean) / self.std
+    def codes(self, x):
+        return self.tokenizer.codes(self.pixels(x))
+
+    @torch.no_grad()
+    def painted(self, codes):
+        shares = F.one_hot(codes, self.tokenizer.vocabulary).movedim(-1, 1).float()  # (B, K, h, w)
+        pictures = self.tokenizer.pictures(shares)
+        return None if pictures is None else (pictures - self.mean) / self.std
+
+    @torch.no_grad()
+    def best_constant(self, x):
+        """One Laplace distribution a channel, around the median; the divergence of an even use of all codes is 0."""
+        value = squeezed(self.pixels(x)).transpose(0, 1).flatten(1)  # (C, B·H·W)
+        logits = value.logit()
+        spread = (logits - logits.median(1, keepdim=True).values).abs().mean(1)  # (C,)
+        return (1 + spread.log()).mean() + torch.log(2 * value * (1 - value)).mean()
 
 
 def eased(progress: float, share: float, start: float, end: float) -> float:

@@ -14,16 +14,19 @@ from torch.nn import functional as F
 from unmask.errors import Refused
 from unmask.interchange.weights import read, read_safetensors
 from unmask.patches import grid_of
+from unmask.targets.features import digest
 from unmask.targets.target import Target
 from unmask.tokenizers.dvae import DVAE, from_dalle
 from unmask.tokenizers.tokenizer import Tokenizer
+
+KINDS: dict[str, type[Tokenizer]] = {"dvae": DVAE}
 
 
 class Codes(Target):
     """One code a patch, (B, N) whole numbers: the tokenizer looks at the picture at the size at which its squares are our patches.
 
-    Like a frozen teacher it is no part of the learner: neither trained nor saved with it. BEiT's own code gives the tokenizer a second, smaller
-    resizing of the same crop; here the crop itself is resized.
+    Like a frozen teacher it is no part of the learner: neither trained nor saved with it; only a digest of it is saved, so that a run cannot go on
+    with another one. BEiT's own code gives the tokenizer a second, smaller resizing of the same crop; here the crop itself is resized.
     """
 
     def __init__(self, tokenizer: Tokenizer, patch: tuple[int, ...], in_chans: int):
@@ -32,6 +35,7 @@ class Codes(Target):
         self.patch = tuple(patch)
         self.register_buffer("mean", torch.zeros(1, in_chans, 1, 1))
         self.register_buffer("std", torch.ones(1, in_chans, 1, 1))
+        self.register_buffer("digest", torch.tensor(digest(tokenizer)))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -44,17 +48,29 @@ class Codes(Target):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # half precision would name other codes where two fit alike
+            return self.tokenizer.codes(self.pixels(x)).flatten(1)  # (B, N)
+
+    @torch.no_grad()
+    def fits(self, x: Tensor) -> Tensor:
+        """How well each code fits each patch: (B, N, vocabulary). For viewers."""
+        return self.tokenizer.logits(self.pixels(x)).flatten(2).transpose(1, 2)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """The pictures in 0..1, at the size at which the tokenizer's squares are our patches."""
         grid = grid_of(tuple(x.shape[2:]), self.patch)
         size = tuple(side * self.tokenizer.stride for side in grid)
         pixels = x.float() * self.std + self.mean  # 0..1
         if tuple(x.shape[2:]) != size:
             pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True)
-        return self.tokenizer.codes(pixels.clamp(0, 1)).flatten(1)  # (B, N)
+        return pixels.clamp(0, 1)
 
-    def pictures(self, codes: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """The pictures (B, C, H, W), in our own numbers, that codes (B, N) stand for."""
+    def pictures(self, codes: Tensor, grid: tuple[int, ...]) -> Tensor | None:
+        """The pictures (B, C, H, W), in our own numbers, that codes (B, N) stand for; None where nothing can be painted from them."""
         shares = F.one_hot(codes.unflatten(1, grid), self.tokenizer.vocabulary).movedim(-1, 1).float()  # (B, K, h, w)
         pixels = self.tokenizer.pictures(shares)
+        if pixels is None:
+            return None
         size = tuple(side * patch for side, patch in zip(grid, self.patch))
         pixels = pixels if tuple(pixels.shape[2:]) == size else F.interpolate(pixels, size=size, mode="bicubic", antialias=True)
         return (pixels - self.mean) / self.std
@@ -68,6 +84,17 @@ class Codes(Target):
     def _apply(self, fn: Any, recurse: bool = True) -> Codes:
         self.outside[0]._apply(fn)  # to the device, with us
         return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        kept = state_dict.get(prefix + "digest")
+        if kept is not None and int(kept) != int(self.digest):
+            raise Refused("the tokenizer is not the one that this run began with: its codes have changed, so the network's answers mean nothing")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def described(tokenizer: Tokenizer) -> str:
+    """The word `tokenizer` in the metadata of a file: what builds the network around the weights again."""
+    return json.dumps({"kind": tokenizer.kind} | tokenizer.sizes)
 
 
 def open_tokenizer(word: str | None, in_chans: int, method: str) -> Tokenizer:
@@ -84,16 +111,20 @@ def open_tokenizer(word: str | None, in_chans: int, method: str) -> Tokenizer:
     return network
 
 
-def _opened(path: Path) -> DVAE:
-    """The network in a learner's file, or in DALL-E's own state dict."""
+def _opened(path: Path) -> Tokenizer:
+    """The network in a learner's file, or in DALL-E's own state dict: its encoder, or encoder and decoder under those names."""
     if path.suffix == ".safetensors":
         state, words = read_safetensors(path)
         if "tokenizer" in words:
-            network = DVAE(**json.loads(words["tokenizer"]))
+            sizes = json.loads(words["tokenizer"])
+            network = KINDS[sizes.pop("kind")](**sizes)
             network.load_state_dict({key.removeprefix("tokenizer."): value for key, value in state.items() if key.startswith("tokenizer.")})
             return network
     else:
         state = dict(read(path).state)
+    if "encoder.blocks.input.w" in state:
+        parts = [{key.removeprefix(part): value for key, value in state.items() if key.startswith(part)} for part in ("encoder.", "decoder.")]
+        return from_dalle(parts[0], parts[1] or None)
     if "blocks.input.w" not in state or "blocks.output.conv.w" not in state:
         raise Refused(f"{path} is no tokenizer: neither a run of `unmask tokenizer train` nor the encoder of DALL-E's discrete VAE (blocks.input.w, …)")
     return from_dalle(state)

@@ -63,9 +63,13 @@ class DVAE(Tokenizer):
     logarithm of the scale of a Laplace distribution over the pixel's logit.
     """
 
+    kind = "dvae"
+    paints = True  # False: published without its decoder
+
     def __init__(self, in_chans: int = 3, hidden: int = 256, blocks: int = 2, vocabulary: int = 8192, stride: int = 8, first: int = 128):
         super().__init__()
         self.in_chans, self.vocabulary, self.stride = in_chans, vocabulary, stride
+        self.sizes = {"in_chans": in_chans, "hidden": hidden, "blocks": blocks, "vocabulary": vocabulary, "stride": stride, "first": first}
         halvings = int(math.log2(stride))
         if 2**halvings != stride or not 1 <= halvings <= 3:
             raise ValueError(f"stride must be 2, 4 or 8, got {stride}")
@@ -77,26 +81,31 @@ class DVAE(Tokenizer):
         self.decoder.blocks = chain(convolution(vocabulary, first, 1), up, convolution(widths[0], 2 * in_chans, 1))
 
     def logits(self, x: Tensor) -> Tensor:
-        return self.encoder.blocks((1 - 2 * EDGE) * x + EDGE)
+        return self.encoder.blocks(squeezed(x))
 
     def statistics(self, shares: Tensor) -> tuple[Tensor, Tensor]:
         """Location and logarithm of the scale of each pixel's logit, (B, C, H, W) each."""
         location, scale = self.decoder.blocks(shares).chunk(2, dim=1)
         return location, scale
 
-    def pictures(self, shares: Tensor) -> Tensor:
-        return ((self.statistics(shares)[0].sigmoid() - EDGE) / (1 - 2 * EDGE)).clamp(0, 1)
+    def pictures(self, shares: Tensor) -> Tensor | None:
+        return None if not self.paints else ((self.statistics(shares)[0].sigmoid() - EDGE) / (1 - 2 * EDGE)).clamp(0, 1)
 
     def likelihood(self, shares: Tensor, x: Tensor) -> Tensor:
         """The logarithm of the density of the pixels `x` in 0..1, given codes: (B, C, H, W). Logit-Laplace, appendix A.3."""
         location, scale = self.statistics(shares)
-        value = (1 - 2 * EDGE) * x + EDGE
+        value = squeezed(x)
         return -(torch.logit(value) - location).abs() * torch.exp(-scale) - scale - torch.log(2 * value * (1 - value))
 
 
 def chain(first: nn.Module, between: list[tuple[str, nn.Module]], last: nn.Module) -> nn.Sequential:
     """Input, groups, output, by DALL-E's names."""
     return nn.Sequential(OrderedDict([("input", first), *between, ("output", nn.Sequential(OrderedDict([("relu", nn.ReLU()), ("conv", last)])))]))
+
+
+def squeezed(x: Tensor) -> Tensor:
+    """Pixels in 0..1 to .1 to .9."""
+    return (1 - 2 * EDGE) * x + EDGE
 
 
 def soft(logits: Tensor, temperature: Tensor | float, gumbel: Tensor | None = None) -> Tensor:
@@ -118,6 +127,8 @@ def from_dalle(encoder: Mapping[str, Tensor], decoder: Mapping[str, Tensor] | No
     blocks = len({key.split(".")[2] for key in encoder if key.startswith("blocks.group_1.")})
     first = 128 if decoder is None else decoder["blocks.input.w"].shape[0]
     network = DVAE(in_chans, hidden, blocks, encoder["blocks.output.conv.w"].shape[0], first=first)
+    if decoder is None:
+        network.decoder, network.paints = nn.Module(), False  # none, rather than one with random weights
     for part, state in ((network.encoder, encoder), (network.decoder, decoder)):
         if state is not None:
             part.load_state_dict({renamed(key): value for key, value in state.items()})

@@ -124,6 +124,7 @@ class Meter:
         beside = [f"{said} {shown[key]:.3f}" for key, said in named if key in shown]
         parts[-1] += f" ({', '.join(beside)})" if beside else ""
         parts += [f"{said} {form.format(shown[key])}" for key, said, form in MEASURED if key in shown]
+        parts += [f"{shown['codes_used']:,} codes in use, as evenly as {shown['codes_as_many_as']:,.0f}"] if "codes_used" in shown else []
         if speed := self.pace.get("images_per_second"):
             left = (self.steps - step) * self.batch / speed
             parts += [f"{speed:,.0f} images/s", f"{self.pace['data_wait']:.0%} waiting for data", f"{duration(left)} left"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +13,10 @@ from torch import Tensor
 from unmask import seeds
 from unmask.data.loader import Pictures
 from unmask.errors import Refused
-from unmask.methods.dvae import Tokenizing as Learning
-from unmask.model import Learner
+from unmask.model import Learner, VocabularyLearner
 from unmask.recipe import Recipe
 from unmask.run.folder import RunFolder
+from unmask.targets.codes import described as said_of
 from unmask.training import plan
 from unmask.training.finish import conclude
 from unmask.training.pretraining import Pretraining, described, measured, opened, pictures_of
@@ -44,11 +43,11 @@ class Tokenizing(Pretraining):
         return Prepared(recipe, kept, learner, [*said, plan.announced(recipe, pace, len(source))])
 
     def metadata(self, recipe: Recipe, kept: Mapping[str, Any], learner: Learner) -> dict[str, str]:
-        assert isinstance(learner, Learning)
-        return super().metadata(recipe, kept, learner) | {"tokenizer": json.dumps(learner.sizes)}
+        assert isinstance(learner, VocabularyLearner)
+        return super().metadata(recipe, kept, learner) | {"tokenizer": said_of(learner.tokenizer)}
 
     def watch(self, recipe: Recipe, learner: Learner, feed: Any, folder: RunFolder, device: torch.device, progress: Progress) -> Vocabulary:
-        assert isinstance(learner, Learning)
+        assert isinstance(learner, VocabularyLearner)
         return Vocabulary(learner, feed, folder.pictures, recipe.train.seed, device, progress)
 
     def finish(self, recipe: Recipe, kept: Mapping[str, Any], learner: Learner, feed: Any, folder: RunFolder, metadata: Mapping[str, str], step: int) -> None:
@@ -63,7 +62,7 @@ class Vocabulary:
     A share of the vocabulary near 0 is a collapse: every square is the same word, and predicting words teaches nothing.
     """
 
-    def __init__(self, learner: Learning, pictures: Pictures, folder: Path, seed: int, device: torch.device, progress: Progress):
+    def __init__(self, learner: VocabularyLearner, pictures: Pictures, folder: Path, seed: int, device: torch.device, progress: Progress):
         self.learner, self.pictures, self.folder, self.device, self.progress = learner, pictures, folder, device, progress
         order = torch.rand(len(pictures), generator=torch.Generator().manual_seed(seeds.key(seed, "monitor"))).argsort()
         self.order: list[int] = order[:STILLS].tolist()
@@ -73,13 +72,15 @@ class Vocabulary:
         training = self.learner.training
         self.learner.eval()
         try:
-            codes = torch.cat([self.learner.repainted(part.to(self.device))[0].flatten().cpu() for part in self.stills()])
+            codes = torch.cat([self.learner.codes(part.to(self.device)).flatten().cpu() for part in self.stills()])
+            constant = self.learner.best_constant(self.stills()[0].to(self.device)).item()
             self.draw(step)
         finally:
             self.learner.train(training)
         shares = torch.bincount(codes, minlength=self.learner.tokenizer.vocabulary).float() / len(codes)
         entropy = -(shares[shares > 0] * shares[shares > 0].log()).sum()
-        return {"step": step, "codes_used": int((shares > 0).sum()), "codes_as_many_as": round(float(entropy.exp()), 1)}
+        used = {"codes_used": int((shares > 0).sum()), "codes_as_many_as": round(float(entropy.exp()), 1)}
+        return {"step": step, "best_constant": constant, **used}
 
     def stills(self) -> list[Tensor]:
         """Pictures chosen once."""
@@ -94,8 +95,9 @@ class Vocabulary:
 
             ((x, _, names),) = self.pictures.still_batches(DRAWN, indices=self.order[:DRAWN])
             shown = self.pictures.format
-            _, again = self.learner.repainted(x.to(self.device))
-            painted(x, again.cpu(), names, mean=shown.mean, std=shown.std, title=f"step {step:,}", out=self.folder / f"step-{step:07d}.png")
+            again = self.learner.painted(self.learner.codes(x.to(self.device)))
+            if again is not None:
+                painted(x, again.cpu(), names, mean=shown.mean, std=shown.std, title=f"step {step:,}", out=self.folder / f"step-{step:07d}.png")
         except Refused:
             return
         except Exception as error:  # a full disk, a missing package: no reason to lose hours of training

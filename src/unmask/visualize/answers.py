@@ -39,7 +39,7 @@ def grid(learner: nn.Module, x: Tensor, names: Sequence[str], **words: Any) -> I
         return reconstruction.grid(learner, x, names, **words)  # where nothing can be drawn, this says so
     assert isinstance(learner, MaskedModel)
     words.pop("statistics", None)
-    draw: Any = _strokes if isinstance(part[1], HOG) else _words if isinstance(part[1], Codes) else _nearest
+    draw: Any = _strokes if isinstance(part[1], HOG) else _coded if isinstance(part[1], Codes) else _nearest
     return draw(learner, *part, x, names, **words)
 
 
@@ -114,7 +114,7 @@ def _mse(prediction: Tensor, truth: Tensor) -> Tensor:
     return F.mse_loss(prediction, truth, reduction="none").mean(-1)
 
 
-def _words(
+def _coded(
     learner: MaskedModel,
     name: str,
     target: Codes,
@@ -127,12 +127,23 @@ def _words(
     title: str = "",
     out: Path | str | None = None,
 ) -> Image.Image:
-    """Codes as the pictures that their tokenizer paints from them: with the likeliest codes in hidden places, and with the true ones."""
+    """Codes as the pictures that their tokenizer paints from them: with the likeliest codes in hidden places, and with the true ones.
+
+    Where nothing can be painted, hidden places show patches whose code fits best.
+    """
     mask, prediction, truth = answered(learner, name, target, x, seed)
     colours, (seen, _) = Colours.of(x, mean, std, bands), maps_of(mask, target.patch)
     said = prediction.argmax(-1)  # (B, M)
     told = torch.where(mask.map, mask.join(torch.zeros_like(mask.visible_ids), said), truth)
-    drawn = [colours.images(target.pictures(codes, mask.grid).cpu()) for codes in (told, truth)]
+    pictures = [target.pictures(codes, mask.grid) for codes in (told, truth)]
+    if pictures[0] is None:
+        patches, every = patchify(x.float().cpu(), target.patch), truth.flatten()  # codes of all patches (B·N,)
+        fits = (prediction, mask.masked(target.fits(x.to(prediction.device))))  # (B, M, K)
+        pictures = [unpatchify(_filled(mask, patches, [rows[:, every] for rows in fit]), mask.grid, target.patch) for fit in fits]
+        how, header = "shown is the patch, of these pictures but not hidden in the same one, whose code fits best", ("prediction, as patches", "truth, as patches")
+    else:
+        how, header = "the tokenizer paints pictures from codes; where the network looked, the true ones are taken", ("prediction, painted from codes", "truth, painted from codes")
+    drawn = [colours.images(some.cpu()) for some in pictures if some is not None]
     weight = torch.ones(said.shape, device=said.device) if mask.weight is None else (mask.weight > 0).float()
     right = ((said == mask.masked(truth)) * weight).sum(1) / weight.sum(1).clamp(min=1)
     rows = []
@@ -140,14 +151,13 @@ def _words(
         panels = [picture, cover(picture, seen[i]), *(pictures[i] for pictures in drawn)]
         rows.append(Row(panels, f"{short_name(word)}   {right[i]:.1%} of the codes named", name=short_name(word)))
     share, count = float(mask.map.float().mean()), target.tokenizer.vocabulary
-    header = ["original" + colours.label, f"masked ({share:.0%} hidden)", "prediction, painted from codes", "truth, painted from codes"]
+    heads = ["original" + colours.label, f"masked ({share:.0%} hidden)", *header]
     legend = [
-        f"The network predicts one of {count:,} codes for each hidden place; the tokenizer paints pictures from codes. Where the network looked, the true codes are taken. "
-        "On the right all codes are true: no prediction can look better than that.",
+        f"The network predicts one of {count:,} codes for each hidden place; {how}. On the right all codes are true: no prediction can look better than that.",
         "Few codes are named right even by a good network, since many words say nearly the same.",
         *([colours.note] if colours.note else []),
     ]
-    return save(sheet(rows, header, title or "What the network says about hidden places", legend), out)
+    return save(sheet(rows, heads, title or "What the network says about hidden places", legend), out)
 
 
 def painted(
@@ -213,7 +223,8 @@ def _nearest(
     seen, hidden = maps_of(mask, patch)
     patches, wanted = patchify(x.float().cpu(), patch), mask.masked(truth)
     middle = truth.flatten(0, 1).mean(0)
-    filled = [_filled(mask, patches, said - middle, truth - middle) for said in (prediction, wanted)]
+    gallery = F.normalize((truth - middle).flatten(0, 1), dim=-1)  # (B·N, D)
+    filled = [_filled(mask, patches, list(F.normalize(said - middle, dim=-1) @ gallery.T)) for said in (prediction, wanted)]
     weight = torch.ones(wanted.shape[:2], device=wanted.device) if mask.weight is None else (mask.weight > 0).float()
     alike = (F.cosine_similarity(prediction - middle, wanted - middle, dim=-1) * weight).sum(1) / weight.sum(1).clamp(min=1)  # (B,)
     originals, rows = colours.images(x), []
@@ -234,16 +245,14 @@ def _nearest(
     return save(sheet(rows, header, title or "What the network says about hidden places", legend), out)
 
 
-def _filled(mask: Mask, patches: Tensor, said: Tensor, truth: Tensor) -> Tensor:
-    """The patch vectors of each picture (B, N, …), the masked ones replaced by those whose features are nearest to `said` (B, M, D)."""
-    gallery = F.normalize(truth.flatten(0, 1), dim=-1)  # (B·N, D)
-    B, N = truth.shape[:2]
+def _filled(mask: Mask, patches: Tensor, alike: Sequence[Tensor]) -> Tensor:
+    """The patch vectors of each picture (B, N, …), the masked ones replaced by those of most likeness: `alike`, one a picture, is (M, B·N)."""
+    B, N = patches.shape[:2]
     hidden, found = mask.map, []
     for i in range(B):
-        likeness = F.normalize(said[i], dim=-1) @ gallery.T  # (M, B·N)
         own = torch.zeros(B, N, dtype=torch.bool, device=hidden.device)
         own[i] = hidden[i]
-        found.append(likeness.masked_fill(own.flatten(), -torch.inf).argmax(-1).cpu())
+        found.append(alike[i].masked_fill(own.flatten(), -torch.inf).argmax(-1).cpu())
     chosen = patches.flatten(0, 1)[torch.stack(found)]  # (B, M, values)
     ours = Mask(mask.visible_ids.cpu(), mask.masked_ids.cpu(), mask.grid, None if mask.weight is None else mask.weight.cpu())
     return torch.where(ours.map.unsqueeze(-1), ours.join(ours.visible(patches), chosen), patches)

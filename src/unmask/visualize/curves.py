@@ -54,6 +54,8 @@ CHARTS = (
     Chart("val_loss", "Validation loss", "Of pictures that do not teach; a rise while the loss falls: learnt by heart.", steep=True),
     Chart("knn", "kNN accuracy, %", "Labels judge the frozen features; higher is better.", (("knn_random", "random encoder"),)),
     Chart("rank", "Effective rank of the features", "Directions in use; a fall towards 1 is a collapse.", from_zero=True),
+    Chart("codes_used", "Codes in use", "On pictures that stay the same; a fall towards 1 is a collapse.", from_zero=True),
+    Chart("codes_as_many_as", "Codes, as if used evenly", "So many, used equally often, would have the same entropy.", from_zero=True),
     Chart("lr", "Learning rate", "Warm-up, then cosine.", from_zero=True),
     Chart("images_per_second", "Images a second", "How fast the run trains.", from_zero=True),
     Chart("data_wait", "Time waiting for data, %", "0 is best; high: more workers or a faster disk.", percent=True, from_zero=True),

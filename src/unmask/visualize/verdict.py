@@ -15,6 +15,7 @@ BASELINES = (
     ("best_constant", "the best answer that is the same everywhere"),
 )
 SAME = ("n_train", "n_val", "val", "img_size", "classes", "metric", "shots", "share")  # what must agree before two measurements are compared
+FEW = 4  # codes in even use under which a vocabulary has collapsed
 HARDLY = 0.05  # of a baseline: a loss that is less than this below it has only begun to fall
 
 
@@ -28,7 +29,7 @@ class Finding:
 
 def verdict(run: Run) -> list[Finding]:
     """The findings about one run, the most telling first."""
-    return [*_state(run), *_loss(run), *_validation(run), *_knn(run), *_evaluated(run), *_rank(run), *_speed(run), *_bad(run)]
+    return [*_state(run), *_loss(run), *_validation(run), *_knn(run), *_evaluated(run), *_codes(run), *_rank(run), *_speed(run), *_bad(run)]
 
 
 def final_loss(run: Run) -> float | None:
@@ -183,6 +184,18 @@ def _evaluated(run: Run) -> list[Finding]:
         mark: dict[bool | None, Mark] = {True: "good", False: "bad", None: "open"}
         findings.append(Finding(mark[above], text + ending[above]))
     return findings
+
+
+def _codes(run: Run) -> list[Finding]:
+    """Of a tokenizer: whether its vocabulary is in use."""
+    steps, used = run.column("codes_used")
+    if not used:
+        return []
+    evenly = run.column("codes_as_many_as")[1][-1]
+    told = f"{used[-1]:,.0f} codes are in use at step {steps[-1]:,.0f}, as evenly as {evenly:,.0f} equally frequent ones"
+    if evenly < FEW:
+        return [Finding("bad", f"{told}: nearly every square is the same word, and predicting it teaches nothing. A smaller --kl_weight or a longer run is the first thing to try.")]
+    return [Finding("note", f"{told}.")]
 
 
 def _rank(run: Run) -> list[Finding]:
