@@ -1,11 +1,15 @@
 """The contract of a method: a new one joins by a row of `METHODS`. Sketches stand for the neighbours to come."""
 
+from dataclasses import replace
+
 import pytest
 import sketches
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
+from vocabularies import vocabulary
 
+from unmask.methods.beit import BEiT
 from unmask.methods.data2vec import Data2Vec
 from unmask.methods.data2vec2 import Data2Vec2
 from unmask.methods.eva import EVA
@@ -35,10 +39,12 @@ METHODS = {  # the method, its patch, views a sample, local views a sample
     "eva": (EVA(teacher="random:vit_tiny_patch16_224"), 8, 1, 0),
     "data2vec": (Data2Vec(drop_path=0, attention_dropout=0), 4, 1, 0),
     "ijepa": (IJEPA(), 4, 1, 0),
+    "beit": (BEiT(drop_path=0), 8, 1, 0),
     "ibot": (sketches.IBOT(), 4, 2, 3),
     "data2vec2": (Data2Vec2(masks=3, decoder_noise=0), 8, 1, 0),
     "simclr": (sketches.SimCLR(), 8, 2, 0),
 }
+CODED = {"beit"}  # methods that predict the codes of a tokenizer
 MOVING = {"mae, raw pixels, a moving ratio": 2, "ijepa": 2}  # graphs: the second has the lengths as variables
 TRUNKS = [  # one of every kind of places and prefix
     "vit_small_patch14_reg4_dinov2",
@@ -58,6 +64,8 @@ def signal(name: str, img_size=(32, 32), in_chans=3, samples=4, make=pictures):
 
 def case(name: str, samples=4, make=pictures, **build) -> Case:
     method, patch, *_ = METHODS[name]
+    if name in CODED:
+        method = replace(method, tokenizer=vocabulary(build.get("in_chans", 3)))
     size = {key: build[key] for key in ("img_size", "in_chans") if key in build}
     return case_of(method, signal(name, samples=samples, make=make, **size), samples, **{"patch_size": patch} | build)
 

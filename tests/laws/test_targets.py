@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from vocabularies import vocabulary
 
 from unmask import losses
 from unmask.encoders.build import build
+from unmask.targets.codes import Codes, open_tokenizer
 from unmask.targets.features import frozen
 from unmask.targets.hog import HOG
 from unmask.targets.pixels import Pixels
@@ -17,7 +19,7 @@ def teacher(say, **words):
     return Teacher(build(**SMALL, img_size=(32, 48), **words), say, Momentum(0.99, 0.99))
 
 
-TARGETS = {  # the target, the pictures, how many patches they have, its loss
+TARGETS = {  # the target, the pictures, how many patches they have, its loss, and how many numbers an answer has where that is not the truth's size
     "normalised pixels, squared": (Pixels((8, 8)), pictures(4, 3, (32, 48)), 24, losses.mse),
     "raw pixels, squared": (Pixels((8, 8), normalize=False), pictures(4, 3, (32, 48)), 24, losses.mse),
     "raw pixels, absolute": (Pixels((8, 4), normalize=False), pictures(5, 2, (32, 48)), 48, losses.l1),
@@ -27,6 +29,7 @@ TARGETS = {  # the target, the pictures, how many patches they have, its loss
     "histograms of gradients, one cell a patch, 13 bands": (HOG((4, 4)), pictures(2, 13, (16, 8)), 8, losses.mse),
     "a teacher's last layers": (teacher(mean_of_layers, layers=(-2, -1)), pictures(4, 3, (32, 48)), 24, losses.smooth_l1),
     "a frozen teacher's features": (frozen("random:vit_tiny_patch16_224", (32, 48), (8, 8), 3, "eva"), pictures(4, 3, (32, 48)), 24, losses.negative_cosine),
+    "a tokenizer's codes": (Codes(open_tokenizer(vocabulary(), 3, "beit"), (8, 8), 3), pictures(4, 3, (32, 48)), 24, losses.cross_entropy, 12),
     "pixels as half precision": (Pixels((8, 8)), pictures(4).bfloat16(), 16, losses.mse),
 }
 

@@ -11,7 +11,6 @@ from unmask.errors import Refused
 from unmask.losses import cross_entropy
 from unmask.methods.dvae import DVAE
 from unmask.targets.codes import Codes, described, open_tokenizer
-from unmask.testing import check_target, pictures
 from unmask.tokenizers.dvae import DVAE as Network
 
 
@@ -23,10 +22,6 @@ def network(**words):
 def renamed_back(key):
     stem, _, last = key.rpartition(".")
     return f"{stem}.{'w' if last == 'weight' else 'b'}"
-
-
-def test_contract():
-    check_target(Codes(network(), (8, 8), 3), pictures(4, 3, (32, 48)), 24, cross_entropy, answers=6)
 
 
 @pytest.mark.parametrize("patch", [4, 8, 16])

@@ -22,7 +22,8 @@ class DVAE:
     """Learn a vocabulary of picture squares: an encoder says which word fits each, a decoder paints the picture from the words.
 
     Words are drawn softly (Gumbel-softmax), at a temperature that falls, so that gradients reach the encoder; a growing weight keeps the use of words
-    spread out. Loss: minus the evidence lower bound of the pixels under a logit-Laplace distribution.
+    spread out. Loss: minus the evidence lower bound of the pixels under a logit-Laplace distribution. The paper's running average of the weights
+    (.999 a step) is left out.
     """
 
     sentence = "learn 8,192 codes for squares of 8 pixels, from which the picture can be painted again: the vocabulary that beit predicts"
