@@ -100,15 +100,17 @@ def from_official_mae(weights: Weights, **said: Any) -> Learner:
 
 
 def from_official_beit(weights: Weights, tokenizer: str | None, heads: int | None = None) -> Learner:
-    """A learner from a file of BEiT's pre-training, sizes read off the tensors; `tokenizer`: whose codes its last layer names."""
+    """A learner from a file of BEiT's or BEiT v2's pre-training, sizes read off the tensors; `tokenizer`: whose codes its last layer names."""
     head, path = weights.state.get("lm_head.weight"), weights.path
     trunk, _ = relative.sorted_out(weights)
-    if head is None or head.shape[0] == head.shape[1] or any(name.startswith("cls_pt_layers.") for name in weights.state):
+    if head is None or head.shape[0] == head.shape[1]:
         raise Refused(f"{path} holds no BEiT with its layer that names codes, and this needs it: give a file of BEiT's pre-training, or a run")
     if tokenizer is None:
         raise Refused(f"{path} names {len(head):,} codes of a tokenizer: say which, {path}:tokenizer=FILE (DALL-E's encoder, as a state dict) or :tokenizer=RUN")
     network = relative.network_of(trunk, path, None, heads)
-    learner = find("beit")(tokenizer=tokenizer).build(rebuild(network.name, network.kwargs))
+    extra = {name.split(".")[1] for name in weights.state if name.startswith("cls_pt_layers.")}
+    method = find("beit2")(tokenizer=tokenizer, aggregation=len(extra)) if extra else find("beit")(tokenizer=tokenizer)
+    learner = method.build(rebuild(network.name, network.kwargs))
     words = learner.objectives["codes"].target.tokenizer.vocabulary
     if words != len(head):
         raise Refused(f"{path} names {len(head):,} codes, and the tokenizer {tokenizer} has {words:,}: it is another one")

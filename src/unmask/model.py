@@ -118,7 +118,8 @@ class Objective(nn.Module, ABC):
 class Predict(Objective):
     """Predict the target of what is masked.
 
-    `also(features, mask, truth)`: a further scalar that needs the truth of all patches (B, N, …), where finding it twice would cost much.
+    `also(features, mask, truth, encoder, decoder)`: a further scalar that needs the truth of all patches (B, N, …), where finding it twice would
+    cost much.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Predict(Objective):
         decoder: Decoder,
         target: Target,
         loss: Callable[[Tensor, Tensor], Tensor],
-        also: Callable[[Features, Mask, Tensor], Tensor] | None = None,
+        also: Callable[[Features, Mask, Tensor, nn.Module, Decoder], Tensor] | None = None,
     ):
         super().__init__()
         self.decoder, self.target, self.loss, self.also, self.note = decoder, target, loss, also, target.note
@@ -141,7 +142,7 @@ class Predict(Objective):
         prediction = self.decoder(features, mask)  # (B, M, out)
         truth = self.target(first(x))  # (B, N, out), or codes (B, N)
         loss = mask.mean(self.loss(prediction, mask.masked(truth)))
-        return loss if self.also is None else loss + self.also(features, mask, truth)
+        return loss if self.also is None else loss + self.also(features, mask, truth, encoder, self.decoder)
 
 
 class MaskedModel(Learner):

@@ -59,7 +59,7 @@ class Beit(Adapter):
             x = torch.cat([mask.fold(x[:, :1]), mask.visible(x[:, 1:])], dim=1)  # (K·B, 1 + V, D)
         x, layers = self.blocks(x, mask if drops else None)
         x = trunk.norm(x)
-        return Features(x[:, 1:], x[:, :1], tuple(layer[:, 1:] for layer in layers))
+        return Features(x[:, 1:], x[:, :1], tuple(layer[:, 1:] for layer in layers), tuple(layer[:, :1] for layer in layers))
 
     def blocks(self, x: Tensor, mask: Mask | None) -> tuple[Tensor, list[Tensor]]:
         """All blocks; with a mask, `x` holds the class token and its visible patches only."""

@@ -12,9 +12,11 @@ class Features(NamedTuple):
 
     `patches` is (B, V, D) where masked patches are dropped (in the order of `mask.visible_ids`), else (B, N, D) in raster
     order. `prefix` (B, P, D) holds class and register tokens: they never share an axis with patches. `layers` holds the
-    patch features of the blocks asked for at construction, before the final norm, shaped like `patches`.
+    patch features of the blocks asked for at construction, before the final norm, shaped like `patches`; `prefixes` the prefix features of the same
+    blocks.
     """
 
     patches: Tensor
     prefix: Tensor
     layers: tuple[Tensor, ...] = ()
+    prefixes: tuple[Tensor, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from timm.layers import SwiGLU
@@ -40,6 +41,35 @@ def beit_init(encoder: Adapter, std: float = 0.02) -> None:
         for i, block in enumerate(encoder.trunk.blocks):
             block.attn.proj.weight.div_(math.sqrt(2 * (i + 1)))
             block.mlp.fc2.weight.div_(math.sqrt(2 * (i + 1)))
+
+
+def plain_normal(trunk: Any, std: float = 0.02) -> None:
+    """BEiT v2's tokenizer: Linear weights and tokens normal, not cut, biases 0, the patch convolution PyTorch's; branch ends of block i divided by √(2i)."""
+    for layer in trunk.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    trunk.patch_embed.proj.reset_parameters()
+    for name, token in trunk.named_parameters():
+        if name.rpartition(".")[2] in TOKENS:
+            nn.init.trunc_normal_(token, std=std)
+    with torch.no_grad():
+        for i, block in enumerate(trunk.blocks):
+            block.attn.proj.weight.div_(math.sqrt(2 * (i + 1)))
+            block.mlp.fc2.weight.div_(math.sqrt(2 * (i + 1)))
+
+
+def default_linear(blocks: nn.Module, before: int) -> None:
+    """BEiT v2's blocks for aggregation, which its code makes after the others got their values: PyTorch's own, with branch ends divided by √(2i), i = `before` + 1, ….
+    """
+    for layer in blocks.modules():
+        if isinstance(layer, nn.Linear):
+            layer.reset_parameters()
+    with torch.no_grad():
+        for i, block in enumerate(blocks.children()):
+            block.attn.proj.weight.div_(math.sqrt(2 * (before + i + 1)))
+            block.mlp.fc2.weight.div_(math.sqrt(2 * (before + i + 1)))
 
 
 def layer_scale(encoder: Adapter, value: float) -> None:

@@ -55,7 +55,7 @@ class ViT(Adapter):
             rope = None if rope is None else self.visible_rope(rope, mask)
         x, layers = self.blocks(self.trunk.norm_pre(x), rope)
         x = self.trunk.norm(x)
-        return Features(x[:, prefix:], x[:, :prefix], tuple(layer[:, prefix:] for layer in layers))
+        return Features(x[:, prefix:], x[:, :prefix], tuple(layer[:, prefix:] for layer in layers), tuple(layer[:, :prefix] for layer in layers))
 
     def visible_rope(self, rope: Tensor, mask: Mask) -> Tensor:
         """Rows of the rotary table for the visible patches: (B, 1, V, d), or (depth, B, heads, V, d) where each block has its own."""

@@ -34,7 +34,11 @@ LEFT = {  # what stands beside the trunk in files of pre-training and fine-tunin
 INDEX = "relative_position_index"
 EVA = 1408  # width of EVA's giant, which is timm's `eva_giant_patch14_224` and sees CLIP's numbers
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-LEARNER = (("lm_head.", "objectives.codes.decoder.predict."), ("mask_token", "encoder.mask_token"))  # the rest is the trunk
+LEARNER = (  # of BEiT and BEiT v2; the rest is the trunk
+    ("lm_head.", "objectives.codes.decoder.predict."),
+    ("cls_pt_layers.", "objectives.codes.also.blocks."),
+    ("mask_token", "encoder.mask_token"),
+)
 
 
 def belongs(state: Mapping[str, Tensor]) -> bool:
@@ -125,7 +129,7 @@ def normalised(state: Mapping[str, Tensor], path: str) -> tuple[dict[str, tuple[
 
 
 def from_beit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of BEiT's pre-training in the names of our learner."""
+    """A state dict of BEiT's or BEiT v2's pre-training in the names of our learner."""
     return {_named(name): value for name, value in state.items() if not name.endswith(INDEX)}
 
 

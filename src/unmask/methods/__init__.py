@@ -11,9 +11,11 @@ METHODS: dict[str, str] = {
     "data2vec2": "unmask/methods/data2vec2.py:Data2Vec2",
     "ijepa": "unmask/methods/ijepa.py:IJEPA",
     "beit": "unmask/methods/beit.py:BEiT",
+    "beit2": "unmask/methods/beit2.py:BEiT2",
 }
 TOKENIZERS: dict[str, str] = {  # vocabularies that some methods predict, trained by the same loop
     "dvae": "unmask/methods/dvae.py:DVAE",
+    "vqkd": "unmask/methods/vqkd.py:VQKD",
 }
 TRANSFERS: dict[str, str] = {  # ways to train an encoder further on labels: trained by the same loop, opened again by the same names
     "finetune": "unmask/transfer/finetune.py:Finetune",

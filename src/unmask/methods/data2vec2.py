@@ -111,6 +111,6 @@ class Whole(nn.Module):
         super().__init__()
         self.weight = weight
 
-    def forward(self, features: Features, mask: Mask, truth: Tensor) -> Tensor:
+    def forward(self, features: Features, mask: Mask, truth: Tensor, encoder: nn.Module, decoder: nn.Module) -> Tensor:
         said, whole = features.prefix[:, 0].float(), mask.fold(truth.mean(1))  # (K·B, D) each
         return self.weight * (said - whole).square().sum(-1).mean() / math.sqrt(said.shape[-1])

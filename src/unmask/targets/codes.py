@@ -16,10 +16,12 @@ from unmask.interchange.weights import read, read_safetensors
 from unmask.patches import grid_of
 from unmask.targets.features import digest
 from unmask.targets.target import Target
+from unmask.tokenizers import vqkd
 from unmask.tokenizers.dvae import DVAE, from_dalle
 from unmask.tokenizers.tokenizer import Tokenizer
+from unmask.tokenizers.vqkd import VQKD
 
-KINDS: dict[str, type[Tokenizer]] = {"dvae": DVAE}
+KINDS: dict[str, type[Tokenizer]] = {"dvae": DVAE, "vqkd": VQKD}
 
 
 class Codes(Target):
@@ -98,7 +100,7 @@ def described(tokenizer: Tokenizer) -> str:
 
 
 def open_tokenizer(word: str | None, in_chans: int, method: str) -> Tokenizer:
-    """The tokenizer of a run of `unmask tokenizer train`, of its model.safetensors, or DALL-E's encoder as a plain state dict."""
+    """The tokenizer of a run of `unmask tokenizer train`, of its model.safetensors, of DALL-E's encoder as a plain state dict, or of BEiT v2's files."""
     if word is None:
         raise Refused(f"{method} needs a tokenizer: --method.tokenizer RUN (made by unmask tokenizer train dvae DATA --out RUN)")
     path = Path(word).expanduser()
@@ -125,6 +127,8 @@ def _opened(path: Path) -> Tokenizer:
     if "encoder.blocks.input.w" in state:
         parts = [{key.removeprefix(part): value for key, value in state.items() if key.startswith(part)} for part in ("encoder.", "decoder.")]
         return from_dalle(parts[0], parts[1] or None)
+    if "quantize.embedding.weight" in state and "encode_task_layer.2.weight" in state:
+        return vqkd.from_official(state)
     if "blocks.input.w" not in state or "blocks.output.conv.w" not in state:
-        raise Refused(f"{path} is no tokenizer: neither a run of `unmask tokenizer train` nor the encoder of DALL-E's discrete VAE (blocks.input.w, …)")
+        raise Refused(f"{path} is no tokenizer: neither a run of `unmask tokenizer train` nor the encoder of DALL-E's discrete VAE (blocks.input.w, …) nor BEiT v2's VQ-KD")
     return from_dalle(state)

@@ -33,7 +33,7 @@ class Tokenizing(Pretraining):
     def prepare(self, recipe: Recipe) -> Prepared:
         source = opened(recipe)
         format = measured(recipe, source)
-        recipe, said = plan.choose(recipe, len(source), format, encoder=False)
+        recipe, said = plan.choose(recipe, len(source), format, encoder=bool(vars(type(recipe.method)).get("network")))
         kept = described(source, format)
         learner = self.build(recipe, kept)
         pace = plan.pace(learner, pictures_of(recipe, source, format, None), recipe.train, recipe.input.workers or 0)
