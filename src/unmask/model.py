@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from unmask.decoders import Decoder
 from unmask.encoders.features import Features
@@ -84,15 +85,33 @@ class Learner(nn.Module, ABC):
 class VocabularyLearner(Learner):
     """Learns a tokenizer: codes for squares of a picture, which other methods predict. It has no encoder to hand on."""
 
-    tokenizer: Tokenizer
+    def __init__(self, tokenizer: Tokenizer):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.register_buffer("mean", torch.zeros(1, tokenizer.in_chans, 1, 1))
+        self.register_buffer("std", torch.ones(1, tokenizer.in_chans, 1, 1))
 
-    @abstractmethod
-    def codes(self, x: Tensor) -> Tensor:
-        """The codes (B, h, w) of pictures in the run's own numbers."""
+    def sees(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().sees(mean, std)
+        for name, given in (("mean", mean), ("std", std)):
+            buffer = self.get_buffer(name)
+            buffer.copy_(torch.tensor(tuple(given)).float().expand(buffer.shape[1]).reshape(buffer.shape))
 
-    @abstractmethod
+    def pixels(self, x: Tensor) -> Tensor:
+        """Pictures in the run's own numbers as the tokenizer sees them, in 0..1."""
+        return (x.float() * self.std + self.mean).clamp(0, 1)
+
+    @torch.no_grad()
+    def fits(self, x: Tensor) -> Tensor:
+        """How well each code fits each square of pictures in the run's own numbers: (B, vocabulary, h, w)."""
+        return self.tokenizer.logits(self.pixels(x))
+
+    @torch.no_grad()
     def painted(self, codes: Tensor) -> Tensor | None:
         """The pictures that codes (B, h, w) stand for, in the run's own numbers; None where nothing can be painted."""
+        shares = F.one_hot(codes, self.tokenizer.vocabulary).movedim(-1, 1).float()  # (B, K, h, w)
+        pictures = self.tokenizer.pictures(shares)
+        return None if pictures is None else (pictures - self.mean) / self.std
 
     @abstractmethod
     def best_constant(self, x: Tensor) -> Tensor:

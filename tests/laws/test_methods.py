@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as F
 from vocabularies import vocabulary
 
 from unmask.methods.beit import BEiT
+from unmask.methods.beit2 import BEiT2
 from unmask.methods.data2vec import Data2Vec
 from unmask.methods.data2vec2 import Data2Vec2
 from unmask.methods.eva import EVA
@@ -40,11 +41,12 @@ METHODS = {  # the method, its patch, views a sample, local views a sample
     "data2vec": (Data2Vec(drop_path=0, attention_dropout=0), 4, 1, 0),
     "ijepa": (IJEPA(), 4, 1, 0),
     "beit": (BEiT(drop_path=0), 8, 1, 0),
+    "beit2": (BEiT2(drop_path=0), 8, 1, 0),
     "ibot": (sketches.IBOT(), 4, 2, 3),
     "data2vec2": (Data2Vec2(masks=3, decoder_noise=0), 8, 1, 0),
     "simclr": (sketches.SimCLR(), 8, 2, 0),
 }
-CODED = {"beit"}  # methods that predict the codes of a tokenizer
+CODED = {"beit", "beit2"}  # methods that predict the codes of a tokenizer
 MOVING = {"mae, raw pixels, a moving ratio": 2, "ijepa": 2}  # graphs: the second has the lengths as variables
 TRUNKS = [  # one of every kind of places and prefix
     "vit_small_patch14_reg4_dinov2",

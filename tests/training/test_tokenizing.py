@@ -86,6 +86,25 @@ def test_stopped_and_resumed_it_ends_with_the_same_weights(data, tokenizer, tmp_
     assert all(torch.equal(one[key], other[key]) for key in other)
 
 
+def test_a_vocabulary_taught_by_a_run(data, tmp_path):
+    """Teacher, tokenizer, encoder: three runs."""
+    runs = [tmp_path / name for name in ("teacher", "words", "beit2")]
+    assert cli.answer(["pretrain", "mae", str(data), "--out", str(runs[0]), "--steps", "2", *TINY]) == 0
+    words = ["--teacher", str(runs[0]), "--vocabulary", "24", "--columns", "8", "--decoder_depth", "1"]
+    assert cli.answer(["tokenizer", "train", "vqkd", str(data), "--out", str(runs[1]), "--steps", "12", *words, *TINY]) == 0
+    measured = [row for row in rows(runs[1]) if "codes_used" in row]
+    assert measured[-1]["step"] == 12 and measured[-1]["codes_used"] > 1 and 0 < measured[-1]["best_constant"] <= 1
+    assert "spelled by patches of the others" in Sheet.read(sorted((runs[1] / "pictures").glob("*.png"))[-1]).header
+    again = tmp_path / "again"
+    assert cli.answer(["tokenizer", "train", "--config", str(runs[1] / "config.yaml"), "--out", str(again)]) == 0
+    one, other = (load_file(run / "model.safetensors") for run in (runs[1], again))
+    assert all(torch.equal(one[key], other[key]) for key in one), "the same words, the same run"
+    assert cli.answer(["pretrain", "beit2", str(data), "--out", str(runs[2]), "--steps", "4", "--method.tokenizer", str(runs[1]), *TINY]) == 0
+    assert cli.answer(["reconstruct", str(runs[2]), str(data), "--out", str(tmp_path / "grid.png")]) == 0
+    assert "prediction, as patches" in Sheet.read(tmp_path / "grid.png").header
+    assert json.loads((runs[2] / "status.json").read_text())["status"] == "finished"
+
+
 def test_beit_predicts_its_codes_and_draws_them(data, tokenizer, tmp_path):
     run = tmp_path / "beit"
     assert cli.answer(["pretrain", "beit", str(data), "--out", str(run), "--steps", "6", "--method.tokenizer", str(tokenizer), *TINY]) == 0
@@ -104,6 +123,7 @@ def test_beit_predicts_its_codes_and_draws_them(data, tokenizer, tmp_path):
         ("tokenizer train dva DATA --out x", "did you mean dvae?"),
         ("tokenizer train mae DATA --out x", "unmask pretrain mae"),
         ("tokenizer train dvae --out x", "DATA is missing: unmask tokenizer train dvae"),
+        ("tokenizer train vqkd DATA --out x", "needs a teacher: --teacher ENCODER"),
         ("tokenizer train dvae DATA --out x --stride 5", "stride must be 2, 4 or 8"),
         ("pretrain dvae DATA --out x", "unmask tokenizer train dvae"),
         ("pretrain beit DATA --out x", "--method.tokenizer RUN"),

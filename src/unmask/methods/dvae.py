@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from unmask.errors import Refused
 from unmask.model import VocabularyLearner, first
@@ -69,26 +67,15 @@ class Tokenizing(VocabularyLearner):
     tokenizer: Network
 
     def __init__(self, tokenizer: Network, method: DVAE):
-        super().__init__()
-        self.tokenizer, self.method = tokenizer, method
-        for name, value in (("mean", 0.0), ("std", 1.0)):
-            self.register_buffer(name, torch.full((1, tokenizer.in_chans, 1, 1), value))
+        super().__init__(tokenizer)
+        self.method = method
         self.register_buffer("temperature", torch.tensor(method.temperature), persistent=False)  # of this step: set before each
         self.register_buffer("weight", torch.tensor(method.kl_weight), persistent=False)
-
-    def sees(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        for name, given in (("mean", mean), ("std", std)):
-            buffer = self.get_buffer(name)
-            buffer.copy_(torch.tensor(tuple(given)).float().expand(buffer.shape[1]).reshape(buffer.shape))
 
     def before_step(self, progress, u):
         said = self.method
         self.temperature.fill_(eased(progress, said.anneal, said.temperature, said.temperature_end))
         self.weight.fill_(eased(progress, said.kl_anneal, 0.0, said.kl_weight))
-
-    def pixels(self, x: Tensor) -> Tensor:
-        """The pictures in 0..1."""
-        return (x.float() * self.std + self.mean).clamp(0, 1)
 
     def forward(self, x, noise=None, mask=None, rows=None, gumbel: Tensor | None = None):
         pixels = self.pixels(first(x))
@@ -96,16 +83,6 @@ class Tokenizing(VocabularyLearner):
         painted = -self.tokenizer.likelihood(soft(logits, self.temperature, gumbel), pixels).mean()
         spread = divergence(logits).mean() / (self.tokenizer.stride**2 * self.tokenizer.in_chans)  # both a number of the picture
         return {"loss": painted + self.weight * spread, "painting": painted, "divergence": spread}
-
-    @torch.no_grad()
-    def codes(self, x):
-        return self.tokenizer.codes(self.pixels(x))
-
-    @torch.no_grad()
-    def painted(self, codes):
-        shares = F.one_hot(codes, self.tokenizer.vocabulary).movedim(-1, 1).float()  # (B, K, h, w)
-        pictures = self.tokenizer.pictures(shares)
-        return None if pictures is None else (pictures - self.mean) / self.std
 
     @torch.no_grad()
     def best_constant(self, x):

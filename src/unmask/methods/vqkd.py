@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from unmask import losses
@@ -62,7 +61,7 @@ class VQKD:
         """A fresh learner over a plain VisionTransformer of timm."""
         trunk: Any = create_trunk(model, img_size, in_chans, patch_size, **sizes) if isinstance(model, str) else model
         patch = tuple(trunk.patch_embed.patch_size)
-        teacher = frozen(self.teacher, tuple(img_size), patch, trunk.patch_embed.proj.in_channels, "vqkd")
+        teacher = frozen(self.teacher, tuple(img_size), patch, trunk.patch_embed.proj.in_channels, "vqkd", "--teacher")
         network = Network(trunk.unmask_kwargs, teacher.width, self.vocabulary, self.columns, self.decoder_depth, self.decay)
         plain_normal(network.encoder.trunk)
         plain_normal(network.decoder.trunk)
@@ -80,21 +79,9 @@ class Tokenizing(VocabularyLearner):
     tokenizer: Network
 
     def __init__(self, tokenizer: Network, teacher: Frozen, commitment: float):
-        super().__init__()
-        self.tokenizer, self.teacher, self.commitment = tokenizer, teacher, commitment
+        super().__init__(tokenizer)
+        self.teacher, self.commitment = teacher, commitment
         self.settled = False  # whether the codebook is known to have begun: asked of the device until it has
-        for name, value in (("mean", 0.0), ("std", 1.0)):
-            self.register_buffer(name, torch.full((1, tokenizer.in_chans, 1, 1), value))
-
-    def sees(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().sees(mean, std)
-        for name, given in (("mean", mean), ("std", std)):
-            buffer = self.get_buffer(name)
-            buffer.copy_(torch.tensor(tuple(given)).float().expand(buffer.shape[1]).reshape(buffer.shape))
-
-    def pixels(self, x: Tensor) -> Tensor:
-        """The pictures in 0..1."""
-        return (x.float() * self.std + self.mean).clamp(0, 1)
 
     def draw_mask(self, x, noise=None, rows=None):
         """There is none; called outside the compiled graph, this is where the codebook begins, on the first pictures."""
@@ -122,14 +109,6 @@ class Tokenizing(VocabularyLearner):
 
     def after_step(self, progress):
         self.tokenizer.codebook.follow()
-
-    @torch.no_grad()
-    def codes(self, x):
-        return self.tokenizer.codes(self.pixels(x))
-
-    def painted(self, codes):
-        """Nothing: a code stands for what a patch means, not for its pixels."""
-        return None
 
     @torch.no_grad()
     def best_constant(self, x):

@@ -95,10 +95,10 @@ def digest(model: nn.Module) -> int:
     return int.from_bytes(found.digest(), "big") >> 1
 
 
-def frozen(name: str | None, img_size: tuple[int, ...], ours: tuple[int, int], in_chans: int, method: str) -> Frozen:
-    """The target of an ENCODER for pictures of this size and an encoder with patches of `ours` pixels; `method`: who asks."""
+def frozen(name: str | None, img_size: tuple[int, ...], ours: tuple[int, int], in_chans: int, method: str, word: str = "--method.teacher") -> Frozen:
+    """The target of an ENCODER for pictures of this size and an encoder with patches of `ours` pixels; `method`: who asks, by which `word`."""
     if name is None:
-        raise Refused(f"{method} needs a teacher: --method.teacher ENCODER (a run, an encoder file, timm:NAME)")
+        raise Refused(f"{method} needs a teacher: {word} ENCODER (a run, an encoder file, timm:NAME)")
     grid = grid_of(tuple(img_size), ours)
     wanted = {"in_chans": in_chans} if name.startswith("random:") else {}
     teacher = load_encoder(name, **wanted)  # type: ignore[arg-type]

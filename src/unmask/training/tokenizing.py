@@ -72,7 +72,7 @@ class Vocabulary:
         training = self.learner.training
         self.learner.eval()
         try:
-            codes = torch.cat([self.learner.codes(part.to(self.device)).flatten().cpu() for part in self.stills()])
+            codes = torch.cat([self.learner.fits(part.to(self.device)).argmax(1).flatten().cpu() for part in self.stills()])
             constant = self.learner.best_constant(self.stills()[0].to(self.device)).item()
             self.draw(step)
         finally:
@@ -91,13 +91,14 @@ class Vocabulary:
     def draw(self, step: int) -> None:
         """pictures/step-*.png."""
         try:
-            from unmask.visualize.answers import painted
+            from unmask.visualize.answers import painted, spelled
 
             ((x, _, names),) = self.pictures.still_batches(DRAWN, indices=self.order[:DRAWN])
             shown = self.pictures.format
-            again = self.learner.painted(self.learner.codes(x.to(self.device)))
-            if again is not None:
-                painted(x, again.cpu(), names, mean=shown.mean, std=shown.std, title=f"step {step:,}", out=self.folder / f"step-{step:07d}.png")
+            fits = self.learner.fits(x.to(self.device))
+            again = self.learner.painted(fits.argmax(1))
+            again, drawn = (spelled(x, fits.cpu()), "spelled by patches of the others") if again is None else (again.cpu(), "painted from its codes")
+            painted(x, again, names, mean=shown.mean, std=shown.std, title=f"step {step:,}", out=self.folder / f"step-{step:07d}.png", drawn=drawn)
         except Refused:
             return
         except Exception as error:  # a full disk, a missing package: no reason to lose hours of training

@@ -168,14 +168,32 @@ def painted(
     std: Sequence[float] | None,
     title: str = "",
     out: Path | str | None = None,
+    drawn: str = "painted from its codes",
 ) -> Image.Image:
-    """Pictures beside what a tokenizer paints from their codes, both (B, C, H, W) in the run's own numbers."""
+    """Pictures beside what a tokenizer makes of their codes, both (B, C, H, W) in the run's own numbers."""
     colours = Colours.of(x, mean, std, None)
     differences = (colours.unit(x) - colours.unit(again)).abs().mean((1, 2, 3))
     pairs = zip(colours.images(x), colours.images(again), names, differences.tolist())
     rows = [Row(both, f"{short_name(word)}   mean difference {far:.3f}", name=short_name(word)) for *both, word, far in pairs]
     legend = ["Mean difference: of pixels, where 1 is from black to white.", *([colours.note] if colours.note else [])]
-    return save(sheet(rows, ["original" + colours.label, "painted from its codes"], title or "A vocabulary of picture squares", legend), out)
+    return save(sheet(rows, ["original" + colours.label, drawn], title or "A vocabulary of picture squares", legend), out)
+
+
+def spelled(x: Tensor, fits: Tensor) -> Tensor:
+    """Pictures (B, C, H, W) with each square replaced by the one, of the other pictures, whose code fits it best: what codes say that cannot be painted.
+
+    `fits` (B, K, h, w): how well each code fits each square.
+    """
+    grid = tuple(fits.shape[2:])
+    patch = tuple(side // squares for side, squares in zip(x.shape[2:], grid))
+    patches, scores = patchify(x.float(), patch), fits.flatten(2).transpose(1, 2)  # (B, N, values), (B, N, K)
+    every = scores.argmax(-1).flatten()  # codes of all squares (B·N,)
+    found = []
+    for i in range(len(x)):
+        own = torch.zeros(patches.shape[:2], dtype=torch.bool)
+        own[i] = len(x) > 1
+        found.append(scores[i][:, every].masked_fill(own.flatten(), -torch.inf).argmax(-1))
+    return unpatchify(patches.flatten(0, 1)[torch.stack(found)], grid, patch)
 
 
 def glyphs(values: Tensor, target: HOG, grid: tuple[int, ...], in_chans: int, known: Tensor | None = None) -> Image.Image:
