@@ -9,10 +9,30 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from unmask.methods.dvae import DVAE as Method
+from unmask.methods.dvae import Tokenizing
+from unmask.methods.vqkd import VQKD
 from unmask.targets.codes import described
+from unmask.testing import Case, case_of, pictures
 from unmask.tokenizers.dvae import DVAE
 from unmask.tokenizers.tokenizer import Tokenizer
 
+class Still(Tokenizing):
+    """A discrete VAE that learns without Gumbel noise, which each process draws for its own pictures."""
+
+    def forward(self, x, noise=None, mask=None, rows=None, gumbel=None):
+        side = x.shape[-1] // self.tokenizer.stride
+        return super().forward(x, gumbel=torch.zeros(len(x), self.tokenizer.vocabulary, side, side))
+
+
+def still() -> Still:
+    return Still(DVAE(3, hidden=8, blocks=1, vocabulary=32, stride=4, first=8), Method(hidden=8, blocks=1, vocabulary=32, stride=4))
+
+
+LEARNERS: dict[str, Case] = {  # that end with two processes where they end with one; the codebook too, whose start is the k-means of the pictures of both
+    "dvae": Case(still, pictures(4), 4),
+    "vqkd": case_of(VQKD(teacher="random:vit_tiny_patch16_224", vocabulary=24, columns=8, decoder_depth=1)),
+}
 FOLDER = tempfile.TemporaryDirectory(prefix="vocabularies-")
 
 

@@ -7,7 +7,7 @@ import sketches
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
-from vocabularies import vocabulary
+from vocabularies import LEARNERS, vocabulary
 
 from unmask.methods.beit import BEiT
 from unmask.methods.beit2 import BEiT2
@@ -116,7 +116,7 @@ def test_the_loss_falls_on_photographs(name, photographs):
 
 def test_two_processes_equal_one():
     wide = {"data2vec": {"img_size": (64, 64)}}  # a grid on which the counts of the two halves differ
-    check_processes({name: case(name, **wide.get(name, {})) for name in METHODS})
+    check_processes({name: case(name, **wide.get(name, {})) for name in METHODS} | LEARNERS)
 
 
 @pytest.mark.parametrize("in_chans", [1, 13])

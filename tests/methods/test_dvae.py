@@ -5,8 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from unmask.errors import Refused
-from unmask.methods.dvae import DVAE, Tokenizing, eased
-from unmask.testing import Case, case_of, check_gradients, check_learning, check_processes, check_saving, pictures
+from unmask.methods.dvae import DVAE, eased
+from unmask.testing import Case, case_of, check_gradients, check_learning, check_saving, pictures
 
 SIZE = {"vocabulary": 32, "hidden": 8, "blocks": 1, "stride": 4}
 
@@ -16,25 +16,9 @@ def case(**words) -> Case:
 
 
 def test_laws():
-    """The leak law does not apply: nothing is masked; nor that of processes: each draws its own Gumbel noise."""
+    """The leak law does not apply: nothing is masked; two processes equal one but for the Gumbel noise, which each draws (laws/test_methods.py)."""
     for law in (check_gradients, check_saving, check_learning):
         law(case())
-
-
-class Still(Tokenizing):
-    """Without Gumbel noise, which each process draws for its own pictures."""
-
-    def forward(self, x, noise=None, mask=None, rows=None, gumbel=None):
-        return super().forward(x, gumbel=torch.zeros(len(x), 32, 8, 8))
-
-
-def still():
-    learner = case().learner()
-    return Still(learner.tokenizer, learner.method)
-
-
-def test_two_processes_equal_one():
-    check_processes({"dvae": Case(still, pictures(4), 4)})
 
 
 def test_one_graph():

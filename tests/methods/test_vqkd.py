@@ -16,7 +16,7 @@ from unmask.methods.vqkd import VQKD, Tokenizing
 from unmask.optim.groups import parameter_groups
 from unmask.targets.codes import described, open_tokenizer
 from unmask.targets.target import Target
-from unmask.testing import SMALL, Case, case_of, check_gradients, check_graph, check_learning, check_processes, check_saving, pictures
+from unmask.testing import SMALL, Case, case_of, check_gradients, check_graph, check_learning, check_saving, pictures
 from unmask.tokenizers.vqkd import from_official, renamed, to_official
 
 OFFICIAL = "microsoft/unilm@"
@@ -85,14 +85,9 @@ def case() -> Case:
 
 
 def test_laws():
-    """Nothing is masked, so the leak law does not apply."""
+    """Nothing is masked, so the leak law does not apply; that of two processes stands in laws/test_methods.py."""
     for law in (check_gradients, check_graph, check_saving, check_learning):
         law(case())
-
-
-def test_two_processes_equal_one():
-    """Codebook and all: its start is the k-means of the pictures of both."""
-    check_processes({"vqkd": case()})
 
 
 def test_parts_of_a_batch_move_the_codebook_as_the_whole_does():

@@ -63,7 +63,7 @@ def test_the_likelihood_is_a_density():
     network = DVAE(1, hidden=4, blocks=1, vocabulary=4, stride=2, first=4)
     shares = torch.zeros(1, 4, 1, 1).index_fill(1, torch.tensor([1]), 1.0)
     values = torch.linspace(-0.125 + 1e-5, 1.125 - 1e-5, 40_001)  # mapped to 0..1
-    location, scale = network.statistics(shares)
+    location, scale = (found.detach() for found in network.statistics(shares))
     log = network.likelihood(shares, values.reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2))[:, 0, 0, 0]
     total = torch.trapezoid(log.exp(), (1 - 2 * EDGE) * values + EDGE)
     assert math.isfinite(float(location.sum() + scale.sum())) and abs(total.item() - 1) < 1e-3
