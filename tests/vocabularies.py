@@ -17,6 +17,7 @@ from unmask.testing import Case, case_of, pictures
 from unmask.tokenizers.dvae import DVAE
 from unmask.tokenizers.tokenizer import Tokenizer
 
+
 class Still(Tokenizing):
     """A discrete VAE that learns without Gumbel noise, which each process draws for its own pictures."""
 
