@@ -44,7 +44,10 @@ LEARNER = (  # of BEiT and BEiT v2; the rest is the trunk
 def belongs(state: Mapping[str, Tensor]) -> bool:
     """Whether names are those of a picture network of BEiT's kind that timm's Beit computes."""
     trunk = state_of(state)[0] if any(name.endswith("attn.q_bias") for name in state) and not any(OTHERS.search(name) for name in state) else {}
-    return "cls_token" in trunk and trunk["cls_token"].shape[-1] != EVA
+    if "cls_token" not in trunk or "blocks.0.mlp.fc1.weight" not in trunk or trunk["cls_token"].shape[-1] == EVA:
+        return False
+    gated = trunk["blocks.0.mlp.fc1.weight"].shape[0] != trunk["blocks.0.mlp.fc2.weight"].shape[1]  # EVA-02
+    return not gated and ("lm_head.weight" in state or any("relative_position_bias_table" in name for name in trunk))
 
 
 def state_of(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
