@@ -11,10 +11,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from unmask.interchange.weights import Weights
 from unmask.mask import Mask
 
 FOLDER = Path(os.environ.get("UNMASK_GOLDEN", Path(__file__).parent / "golden"))
 KEYS = Path(__file__).parent / "golden" / "keys"
+MORE_KEYS = Path(__file__).resolve().parents[2] / "shared" / "golden" / "keys"  # the same families at all their sizes, where they are at hand
 
 
 def names(method: str, holds: str, source: str = "") -> list[str]:
@@ -27,10 +29,21 @@ def names(method: str, holds: str, source: str = "") -> list[str]:
     return found or [method]
 
 
+def lists() -> dict[str, Path]:
+    """Every key list of published state dicts that is at hand."""
+    return {path.stem: path for folder in (MORE_KEYS, KEYS) for path in sorted(folder.glob("*.tsv"))}
+
+
 def keys(name: str) -> dict[str, tuple[int, ...]]:
     """The names and shapes of a published state dict."""
-    rows = (line.split("\t") for line in (KEYS / f"{name}.tsv").read_text().splitlines() if line and not line.startswith("#"))
+    rows = (line.split("\t") for line in lists()[name].read_text().splitlines() if line and not line.startswith("#"))
     return {key: tuple(int(size) for size in shape.replace("x", ",").split(",") if size.isdigit()) for key, shape, *_ in rows}
+
+
+def published(name: str) -> Weights:
+    """A file of that family: its names and shapes over one stored number, as `read` gives it."""
+    listed = {key.split(" / ")[-1].removeprefix("module."): shape for key, shape in keys(name).items() if not key.startswith(("encoder / ", "predictor / "))}
+    return Weights(f"{name}.pth", {key: torch.zeros(()).expand(shape) for key, shape in listed.items()})
 
 
 def mask_of(map: Tensor) -> Mask:

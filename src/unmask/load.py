@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unmask.errors import Refused
-from unmask.interchange import huggingface, official, relative
+from unmask.interchange import huggingface, official, published, relative
 from unmask.interchange.foreign import norm_eps, read_config
 from unmask.interchange.naming import identify, parted
 from unmask.interchange.shapes import Network, heads_of_family, network_of
@@ -49,8 +49,11 @@ def load(path: str | Path, **said: Any) -> Learner:
     if identify(file).kind == "hugging face folder":
         return from_huggingface_folder(file.parent)
     weights = read(file)
-    if relative.belongs(weights.state):
+    family = published.family_of(weights.state)
+    if family is published.BEIT:
         return from_official_beit(weights, said.get("tokenizer"), said.get("heads"))
+    if family is not None:
+        raise Refused(f"{file} holds a network of {family.name}: it opens as an encoder; whole, with what predicts, open runs, MAE's files and BEiT's")
     return from_official_mae(weights, **said)
 
 
@@ -102,12 +105,12 @@ def from_official_mae(weights: Weights, **said: Any) -> Learner:
 def from_official_beit(weights: Weights, tokenizer: str | None, heads: int | None = None) -> Learner:
     """A learner from a file of BEiT's or BEiT v2's pre-training, sizes read off the tensors; `tokenizer`: whose codes its last layer names."""
     head, path = weights.state.get("lm_head.weight"), weights.path
-    trunk, _ = relative.sorted_out(weights)
-    if head is None or head.shape[0] == head.shape[1]:
+    taken = published.take(weights, None, heads, published.BEIT.module)
+    if head is None or head.shape[0] == head.shape[1] or taken is None:
         raise Refused(f"{path} holds no BEiT with its layer that names codes, and this needs it: give a file of BEiT's pre-training, or a run")
     if tokenizer is None:
         raise Refused(f"{path} names {len(head):,} codes of a tokenizer: say which, {path}:tokenizer=FILE (DALL-E's encoder, as a state dict) or :tokenizer=RUN")
-    network = relative.network_of(trunk, path, None, heads)
+    network = taken.network
     extra = {name.split(".")[1] for name in weights.state if name.startswith("cls_pt_layers.")}
     method = find("beit2")(tokenizer=tokenizer, aggregation=len(extra)) if extra else find("beit")(tokenizer=tokenizer)
     learner = method.build(rebuild(network.name, network.kwargs))
@@ -117,7 +120,7 @@ def from_official_beit(weights: Weights, tokenizer: str | None, heads: int | Non
     missing, unexpected = learner.load_state_dict(relative.from_beit(weights.state), strict=False)
     if unexpected or any(".target." not in name for name in missing):
         raise Refused(f"{path} does not fit BEiT over {network.name}: unknown {unexpected}, missing {missing}"[:400])
-    learner.sees(*relative.normalised(weights.state, path)[0].values())
+    learner.sees(taken.statistics["mean"], taken.statistics["std"])
     return learner.eval()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-OTHERS = (  # (a name that tells, whose it is): first match wins; these networks are no plain vision transformer with one table of places
+OTHERS = (  # (a name that tells, whose it is): first match wins; these networks are not opened; those of BEiT's, EVA's and Swin's kind stand in published.py
     (r"^beit3\.", "BEiT-3"),
     (r"^transformer\.(wte|h\.0\.ln_1)", "Image GPT"),
     (r"adaLN_modulation", "a diffusion transformer (DiT)"),
@@ -24,17 +24,15 @@ OTHERS = (  # (a name that tells, whose it is): first match wins; these networks
     (r"^stages\.\d", "a convolutional network"),
     (r"attn\.pool_[qkv]", "MViTv2 (MaskFeat)"),
     (r"^blocks\.\d+\.proj\.", "Hiera"),
-    (r"layers\.\d+\.blocks\.\d+\.attn", "Swin (SimMIM)"),
+    (r"layers\.\d+\.blocks\.\d+\.attn", "Swin V2, or another network of windows"),
     (r"^hogs\.|^pred_head\.transforms", "MaskFeat"),
     (r"get_token_probs", "AdaMAE (video)"),
     (r"^videomae\.|^encoder_to_decoder\.", "VideoMAE"),
     (r"pretext_neck|alignment_encoder|regressor_blocks", "CAE"),
     (r"^decode_blocks|rebuild_blocks", "BootMAE"),
-    (r"modality_encoders\.", "data2vec 2.0"),
-    (r"rope\.freqs_(cos|sin)", "EVA-02"),
-    (r"cls_pt_layers", "BEiT v2"),
-    (r"^encoder\.mask_token|^encoder\.rel_pos_bias", "SimMIM"),
-    (r"attn\.(q_bias|relative_position)|^rel_pos_bias", "a network of BEiT's kind (BEiT, BEiT v2, data2vec, EVA, VideoMAE, SimMIM fine-tuned)"),
+    (r"modality_encoders\.", "data2vec 2.0 for sound or text"),
+    (r"rope\.freqs_(cos|sin)", "a network with EVA-02's rotary places that is none of EVA-02's (EVA-CLIP?)"),
+    (r"attn\.(q_bias|relative_position)|^rel_pos_bias", "a network with BEiT's attention that is none of BEiT's kind (VideoMAE, or one of timm's own)"),
     (r"^dec_norms\.|^wfm\.|decoder_blocks\.\d+\.cross_attn", "CrossMAE"),
     (r"^pos_embed_spatial|^pos_embed_temporal", "MAE for video (mae_st)"),
     (r"^channel_(cls_)?embed|^patch_embed\.\d+\.proj", "SatMAE with groups of bands"),

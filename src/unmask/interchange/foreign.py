@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from unmask.encoders.build import FAMILIES, FIXED
 from unmask.errors import Refused
-from unmask.interchange import huggingface, relative
+from unmask.interchange import huggingface, huggingface_names, published
 from unmask.interchange.families import UNKNOWN, groups, shortly
 from unmask.interchange.official import Parts, take_apart
 from unmask.interchange.report import Report, network_in_words
@@ -54,15 +55,31 @@ def fill_whole(model: nn.Module, state: Mapping[str, Tensor], where: str | Path)
 
 def from_weights(weights: Weights, img_size: Size = None, heads: int | None = None, model: str | None = None) -> Encoder:
     """The encoder in a state dict of anybody's: its network read off the shapes, or the timm network `model`."""
+    name = "" if model is None else model.split(".")[0]
+    module = timm.model_entrypoint(name).__module__ if timm.is_model(name) else None
+    taken = published.take(weights, img_size, heads, module) if model is None or module is not None else None
+    if taken is not None:
+        return _published(taken, weights.path, name)
     if model is not None:
         return _named(weights, img_size, heads, model)
-    if relative.belongs(weights.state):
-        trunk, left = relative.sorted_out(weights)
-        statistics, line = relative.normalised(weights.state, weights.path)
-        return _built(Parts(trunk, {}, left), relative.network_of(trunk, weights.path, img_size, heads), weights.path, statistics, [line])
     parts = take_apart(weights)
     network = network_of(parts.trunk, weights.path, img_size, heads, heads_of_family(parts.family, parts.trunk, parts.decoder))
-    return _built(parts, network, weights.path, IMAGENET, [f"its entry '{weights.part}' was taken"] if weights.part in ("teacher", "student", "target_encoder") else [])
+    said = [f"its entry '{weights.part}' was taken"] if weights.part in ("teacher", "student", "target_encoder") else []
+    if any(key.endswith("blocks.0.gamma_1") for key in weights.state):  # the same names and shapes, another function: nothing in the file tells them apart
+        said.append("layer scales of DeiT III assumed; of a vit_*_rope_ape_* of timm, which turns its tokens besides, say FILE:model=NAME")
+    return _built(parts, network, weights.path, IMAGENET, said)
+
+
+def _published(taken: published.Taken, path: str, model: str) -> Encoder:
+    """The encoder of a family that published.py knows; a timm name that was said gives its mean and std."""
+    network, said = taken.network, taken.said
+    statistics: Mapping[str, Any] = taken.statistics
+    own: Any = timm.get_pretrained_cfg(model) if model else None
+    if model:
+        network = network._replace(name=model, published=True)
+    if own is not None:
+        statistics, said = {"mean": tuple(own.mean), "std": tuple(own.std)}, f"mean and std of timm's {model}"
+    return _built(Parts(taken.trunk, {}, taken.left, taken.method), network, path, statistics, [said] if network.kwargs["in_chans"] == 3 else [])
 
 
 def _built(parts: Parts, network: Network, path: str, statistics: Mapping[str, Any], said: list[str]) -> Encoder:
@@ -73,13 +90,16 @@ def _built(parts: Parts, network: Network, path: str, statistics: Mapping[str, A
     if "fc_norm.weight" in parts.trunk:
         said.append("fc_norm: it was fine-tuned with mean pooling, and the encoder is built so (its norm comes after the pool)")
     channels = network.kwargs["in_chans"]
-    if statistics is IMAGENET:
-        said.append("mean and std of ImageNet assumed: the file does not tell" if channels == 3 else f"mean and std unknown for {channels} channels: measured on your pictures")
+    if statistics is IMAGENET and channels == 3:
+        said.append("mean and std of ImageNet assumed: the file does not tell")
+    elif len(statistics["mean"] or ()) not in (0, channels):
+        said.append(f"mean and std unknown for {channels} channels: measured on your pictures")
     left = dict(parts.left)
     if parts.decoder:
         left["the decoder, not needed for an encoder"] = sorted(parts.decoder)
-    name = network.name if network.published else "a vision transformer of its own size"
-    report = Report(path, network_in_words(name, trunk), tuple(said), left)
+    own = "a vision transformer" if isinstance(trunk, VisionTransformer) else f"timm's {type(trunk).__name__}"
+    name = network.name if network.published else f"{own} of its own size"
+    report = Report(path, network_in_words(name, trunk), tuple(said), left, parts.family)
     return encoder_of(trunk, path, statistics if channels == len(statistics["mean"] or ()) else UNSAID, report)
 
 
@@ -131,6 +151,8 @@ def from_huggingface_folder(folder: Path) -> Encoder:
     weights = read_folder(folder)
     if kind == "dinov3_vit":
         return _dinov3(config, weights, folder)
+    if kind in huggingface_names.PREFIXES:
+        return _relative(config, weights, kind, folder)
     trunk, names = huggingface.from_huggingface(weights.state, kind)
     left = groups(names, UNKNOWN)
     if UNKNOWN in left:
@@ -141,6 +163,17 @@ def from_huggingface_folder(folder: Path) -> Encoder:
     statistics, said = _statistics(folder, kind)
     said += [f"its norms add {network.kwargs['norm_eps']:g} to the variance (MAE's own code 1e-06), and so do ours"] if "norm_eps" in network.kwargs else []
     return _built(Parts(trunk, decoder, left), network, str(folder), statistics, said)
+
+
+def _relative(config: Mapping[str, Any], weights: Weights, kind: str, folder: Path) -> Encoder:
+    """Beit, data2vec's vision network, or Swin: places relative to each other."""
+    trunk, network, left = huggingface_names.taken(weights.state, config, kind, str(folder), _pair(config.get("image_size", 224)))
+    statistics, said = _statistics(folder, kind)
+    eps = network.kwargs.get("norm_eps", 1e-6)
+    if eps == 1e-6:
+        network.kwargs.pop("norm_eps", None)
+    said += [f"its norms add {eps:g} to the variance (BEiT's own code 1e-06), and so do ours"] if eps != 1e-6 else []
+    return _built(Parts(trunk, {}, left, "data2vec" if kind == "data2vec-vision" else ""), network, str(folder), statistics, said)
 
 
 def _dinov3(config: Mapping[str, Any], weights: Weights, folder: Path) -> Encoder:
@@ -166,7 +199,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], str]:
     """config.json and its model_type, which must be one that we can compute exactly."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kind = config.get("model_type", "")
-    opened = (*huggingface.BLOCKS, "dinov3_vit")
+    opened = (*huggingface.BLOCKS, "dinov3_vit", *huggingface_names.PREFIXES)
     if kind not in opened:
         raise Refused(f"{folder} holds a Hugging Face '{kind}': of their models this version opens {', '.join(opened)}; timm:NAME has more")
     return config, kind
@@ -196,7 +229,7 @@ def _statistics(folder: Path, kind: str) -> tuple[Mapping[str, Any], list[str]]:
             factor = words.get("rescale_factor", 1 / 255) if words.get("do_rescale", True) else 1
             mean, std = (tuple(words[key]) for key in ("image_mean", "image_std"))
             return {"mean": mean, "std": std, "high": (round(1 / factor, 6),)}, []
-    usual, whose = (HALF, "0.5, as Google's ViT has them,") if kind == "vit" else (dict(IMAGENET), "of ImageNet")
+    usual, whose = (HALF, "0.5, as Google's ViT and BEiT have them,") if kind in ("vit", "beit") else (dict(IMAGENET), "of ImageNet")
     return usual, [f"mean and std {whose} assumed: the folder has no preprocessor_config.json"]
 
 

@@ -107,19 +107,19 @@ def _ours(key: str, kind: str) -> tuple[str, int | None] | None:
     inner = key.removeprefix("decoder.") if decoder else re.sub(r"^(vit|deit|ijepa|dinov2|dinov2_with_registers|vit_msn|vit_mae)\.", "", key)
     block = LAYERS.match(inner)
     if block is None:
-        found = _row(inner, DECODER if decoder else OUTSIDE)
+        found = row_of(inner, DECODER if decoder else OUTSIDE)
         return None if found is None else (found, None)
     where, inner = f"{'decoder_' * decoder}blocks.{block[1]}.", inner[block.end() :]
     for table in (ATTENTION, GATED):
         for place, row in enumerate(table):
-            found = _row(inner, (row,))
+            found = row_of(inner, (row,))
             if found is not None:
                 return where + found, place
-    found = _row(inner, BLOCKS[kind] + SWIGLU * (BLOCKS[kind] is DINO))
+    found = row_of(inner, BLOCKS[kind] + SWIGLU * (BLOCKS[kind] is DINO))
     return None if found is None else (where + found, None)
 
 
-def _row(key: str, rows: Rows) -> str | None:
+def row_of(key: str, rows: Rows) -> str | None:
     """Our name of `key` (inside a block, or outside) where a row names it."""
     for ours, *theirs in rows:
         for name in theirs:
@@ -233,7 +233,7 @@ def from_dinov3(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[st
         start, inner = (f"blocks.{block[1]}.", key[block.end() :]) if block else ("", key)
         part = re.fullmatch(r"attention\.([qkv])_proj\.(weight|bias)", inner)
         gated = re.fullmatch(r"mlp\.(gate|up)_proj\.(weight|bias)", inner) if f"{key.rpartition('.mlp.')[0]}.mlp.gate_proj.weight" in state else None
-        found = _row(inner, DINOV3)
+        found = row_of(inner, DINOV3)
         if part and part[2] == "weight":
             attention.setdefault(f"{start}attn.qkv.weight", {})[part[1]] = value
         elif part and part[1] != "k":

@@ -38,8 +38,8 @@ def export_huggingface(encoder: Encoder, out: str | Path, witness: Witness | Non
 
     `exact`: the pictures have the input's own size, so that the processor does not zoom. Refused with the reason where no class fits.
     """
-    fitted, out = fitting(encoder), Path(out)
     witness, facts = witness or Witness.of(encoder), facts or Facts()
+    fitted, out = fitting(encoder, facts.method or ""), Path(out)
     refuse_edited(out)
     with whole_folder(out, OWN) as folder:
         write(folder / "model.safetensors", save(contiguous(fitted.weights), metadata={"format": "pt"}))
@@ -56,10 +56,11 @@ def export_huggingface(encoder: Encoder, out: str | Path, witness: Witness | Non
     return Exported(out, fitted.form, difference, (f"{out}: transformers opens it as {fitted.form}", *said, witness.say(out, difference)))
 
 
-def fitting(encoder: Encoder) -> Fit:
-    """The class that fits, of whatever family; Refused with the reason where there is none."""
+def fitting(encoder: Encoder, method: str = "") -> Fit:
+    """The class that fits, of whatever family; Refused with the reason where there is none. Beit that data2vec trained has a class of that name."""
     if isinstance(encoder.model, Beit):
-        return fit_beit(encoder)
+        method = method or (encoder.report.method if encoder.report else "")
+        return fit_beit(encoder, "data2vec-vision" if method.lower() == "data2vec" else "beit")
     return fit_swin(encoder) if isinstance(encoder.model, SwinTransformer) else fit(encoder)
 
 

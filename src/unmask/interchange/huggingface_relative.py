@@ -1,6 +1,6 @@
-"""BeitModel and SwinModel of transformers: networks whose attention adds a learned bias for how far apart two patches lie.
+"""BeitModel, Data2VecVisionModel (the same function) and SwinModel of transformers: networks whose attention adds a learned bias for how far apart two patches lie.
 
-Sources: transformers 5.23, models/{beit,swin}/modeling_*.py. Both take what the papers' code takes: square pictures, and windows of one
+Sources: transformers 5.23, models/{beit,data2vec,swin}/modeling_*.py. All take what the papers' code takes: square pictures, and windows of one
 size in all stages; timm also builds others.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.interchange.huggingface import ATTENTION, VIT
 from unmask.interchange.huggingface_fit import Fit, activation, epsilon, refused, square
@@ -19,14 +19,13 @@ SCALE = 0.1  # BeitConfig's word for "there are layer scales" is a number above 
 TABLE = "relative_position_bias_table"
 
 
-def fit_beit(encoder: Encoder) -> Fit:
-    """BeitModel around timm's Beit; Refused with the reason where it computes something else."""
+def fit_beit(encoder: Encoder, kind: str = "beit") -> Fit:
+    """BeitModel around timm's Beit, or, for `data2vec-vision`, Data2VecVisionModel; Refused with the reason where it computes something else."""
+    form = "Data2VecVisionModel" if kind == "data2vec-vision" else "BeitModel"
     trunk: Any = encoder.model
     block, state = trunk.blocks[0], {key: value.detach().cpu() for key, value in trunk.state_dict().items()}
     if encoder.img_size[0] != encoder.img_size[1]:
-        raise refused("BeitModel reads the table of relative places for square pictures only")
-    if type(trunk.norm).__name__ == "Identity":
-        raise refused("its final norm stands behind the pool (fc_norm)")
+        raise refused(f"{form} reads the table of relative places for square pictures only")
     config = {
         "hidden_size": trunk.embed_dim,
         "num_hidden_layers": len(trunk.blocks),
@@ -36,25 +35,25 @@ def fit_beit(encoder: Encoder) -> Fit:
         "use_relative_position_bias": block.attn.relative_position_bias_table is not None,
         "use_shared_relative_position_bias": trunk.rel_pos_bias is not None,
         "layer_scale_init_value": 0.0 if block.gamma_1 is None else SCALE,
-        "use_mean_pooling": False,
+        "use_mean_pooling": isinstance(trunk.norm, nn.Identity),  # then the norm stands behind the mean, in their pooler
         "use_mask_token": False,
     }
     theirs: dict[str, Tensor] = {}
     for key, value in state.items():
         found = re.fullmatch(r"blocks\.(\d+)\.(.+)", key)
         theirs |= beit_outside(key, value) if found is None else beit_inside(f"encoder.layer.{found[1]}.", found[2], value)
-    return Fit("BeitModel", common("beit", "BeitModel", encoder, block.mlp, epsilon(trunk)) | config, theirs)
+    return Fit(form, common(kind, form, encoder, block.mlp, epsilon(trunk)) | config, theirs)
 
 
 def beit_outside(key: str, value: Tensor) -> dict[str, Tensor]:
     """A tensor outside of the blocks, in BeitModel's names; nothing for what stands behind the features."""
     names = {"cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings", f"rel_pos_bias.{TABLE}": f"encoder.relative_position_bias.{TABLE}"}
-    for ours, theirs in (("patch_embed.proj.", "embeddings.patch_embeddings.projection."), ("norm.", "layernorm.")):
+    for ours, theirs in (("patch_embed.proj.", "embeddings.patch_embeddings.projection."), ("norm.", "layernorm."), ("fc_norm.", "pooler.layernorm.")):
         if key.startswith(ours):
             return {theirs + key.removeprefix(ours): value}
     if key in names:
         return {names[key]: value}
-    if key.startswith(("head.", "fc_norm.")):
+    if key.startswith("head."):
         return {}
     raise refused(f"BeitModel has no place for {key}")
 

@@ -7,14 +7,19 @@ scaled to the same sum (timm, adapt_input_conv).
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.layers.patch_embed import resample_patch_embed
+from timm.layers.pos_embed_sincos import RotaryEmbeddingCat
 from timm.models.beit import Beit
 from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -39,10 +44,8 @@ def fill(trunk: Any, name: str, statistics: Mapping[str, Sequence[float]] | None
     lines: list[str] = []
     opened = load_encoder(name, heads=heads, say=lines.append)
     lines = lines or [f"weights of {name}: {opened.name}, trained on pictures of {opened.img_size[0]}x{opened.img_size[1]} with {opened.in_chans} channels"]
-    if isinstance(opened.model, Beit):  # relative places of a whole picture: timm makes them for another size; Swin's are of a window
-        here, there = tuple(trunk.patch_embed.img_size), opened.img_size
-        lines += [f"places for pictures of {_by(there)} made anew for {_by(here)}"] if here != there else []
-        opened = resize(opened, here)
+    opened, more = _relative(opened, trunk)
+    lines += more
     state: dict[str, Tensor] = {key: value.float() for key, value in opened.model.state_dict().items()}
     lines += _channels(state, opened, trunk, statistics, name)
     lines += _patches(state, trunk)
@@ -53,6 +56,26 @@ def fill(trunk: Any, name: str, statistics: Mapping[str, Sequence[float]] | None
     if eps[0] != eps[1]:
         lines.append(f"norms add {_numbers(eps[1])} to the variance here and {_numbers(eps[0])} there: features begin slightly different")
     return lines
+
+
+def _relative(opened: Encoder, trunk: Any) -> tuple[Encoder, list[str]]:
+    """The source for pictures of this run's size, where its places are relative ones: timm makes their tables anew."""
+    here, there = tuple(trunk.patch_embed.img_size), opened.img_size
+    if isinstance(opened.model, Beit) and isinstance(trunk, Beit):
+        return resize(opened, here), [f"places for pictures of {_by(there)} made anew for {_by(here)}"] if here != there else []
+    if isinstance(opened.model, SwinTransformer) and isinstance(trunk, SwinTransformer):
+        old, new = ([tuple(stage.blocks[0].window_size) for stage in network.layers] for network in (opened.model, trunk))
+        if old != new and len(old) == len(new):  # SimMIM's own way from 192 pixels, windows of 6, to 224, windows of 7
+            model = copy.deepcopy(opened.model)
+            with warnings.catch_warnings():  # of timm's own spline
+                warnings.simplefilter("ignore")
+                model.set_input_size(img_size=here, window_size=max(new))
+            said = [", ".join(_by(window) for window in windows) for windows in (old, new)]
+            return dataclasses.replace(opened, model=model, img_size=here), [f"places in windows of {said[0]} patches made anew for windows of {said[1]}"]
+    asked = opened.kwargs.get("ref_feat_shape")
+    if isinstance(trunk, Eva) and isinstance(trunk.rope, RotaryEmbeddingCat) and asked is not None and tuple(asked) != tuple(trunk.rope.ref_feat_shape or ()):
+        return opened, [f"rotary places have the range of a grid of {_by(asked)} there and of {_by(trunk.rope.ref_feat_shape or (0,))} here: features begin different"]
+    return opened, []
 
 
 def _numbers(values: set[float]) -> str:
@@ -124,6 +147,8 @@ def _compare(state: Mapping[str, Tensor], opened: Encoder, trunk: Any, name: str
     """Refuse the first difference between two networks that no fitting mends."""
     own = trunk.state_dict()
     hint = "say no --model, --width, --depth or --heads, and the network is that of the weights"
+    if isinstance(opened.model, Beit) and isinstance(trunk, Beit):
+        hint = "pre-training here has one table of relative places for all blocks, no absolute ones and a norm before the pool, as BEiT's, data2vec's and SimMIM's pre-trained files"
     heads = [network.blocks[0].attn.num_heads if isinstance(network, VisionTransformer | Eva | Beit) else 0 for network in (opened.model, trunk)]
     if all(heads) and heads[0] != heads[1]:
         raise Refused(f"--init {name} has {heads[0]} heads and this network {heads[1]}: {hint}")

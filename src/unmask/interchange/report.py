@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from timm.models.beit import Beit
+from timm.models.swin_transformer import SwinTransformer
+
 from unmask.interchange.families import shortly
 
 
@@ -17,6 +20,7 @@ class Report:
     network: str
     said: tuple[str, ...] = ()  # what was assumed, and what was changed without changing the function
     left: Mapping[str, list[str]] = field(default_factory=dict)  # names left out, by what they are
+    method: str = ""  # that made them, where names tell it: "data2vec"
 
     def lines(self) -> list[str]:
         """A line for the network, one for each assumption, one for each group that was left out."""
@@ -31,10 +35,22 @@ class Report:
 
 def network_in_words(name: str, trunk: Any) -> str:
     """A timm transformer in a phrase: its size, heads and input."""
-    heads, patch, size = trunk.blocks[0].attn.num_heads, trunk.patch_embed.patch_size, trunk.patch_embed.img_size
+    patch, size, channels = trunk.patch_embed.patch_size, trunk.patch_embed.img_size, trunk.patch_embed.proj.in_channels
     side = f"{patch[0]}" if patch[0] == patch[1] else f"{patch[0]}x{patch[1]}"
-    channels = trunk.patch_embed.proj.in_channels
-    count = trunk.num_prefix_tokens - (trunk.cls_token is not None)
-    registers = f", {count} register tokens" if count else ""
-    blocks = f"{len(trunk.blocks)} blocks of width {trunk.embed_dim}, {heads} heads{registers}"
-    return f"{name}, {blocks}, patches of {side}, pictures of {size[0]}x{size[1]} with {channels} channel{'s' * (channels > 1)}"
+    what = _stages(trunk) if isinstance(trunk, SwinTransformer) else f"{len(trunk.blocks)} blocks of width {trunk.embed_dim}, {trunk.blocks[0].attn.num_heads} heads{_places(trunk)}"
+    return f"{name}, {what}, patches of {side}, pictures of {size[0]}x{size[1]} with {channels} channel{'s' * (channels > 1)}"
+
+
+def _places(trunk: Any) -> str:
+    """What is unusual about its tokens and their places."""
+    if not isinstance(trunk, Beit):
+        return f", {trunk.reg_token.shape[1]} register tokens" if trunk.reg_token is not None else ""
+    if trunk.rel_pos_bias is not None:
+        return ", one table of relative places"
+    return ", relative places in each block" if trunk.blocks[0].attn.relative_position_bias_table is not None else ""
+
+
+def _stages(trunk: SwinTransformer) -> str:
+    blocks = [list(stage.blocks) for stage in trunk.layers]
+    windows = sorted({f"{block.window_size[0]}" for stage in blocks for block in stage}, key=int)
+    return f"stages of {'-'.join(str(len(stage)) for stage in blocks)} blocks, width {trunk.patch_embed.proj.out_channels} to {trunk.num_features}, windows of {' and '.join(windows)}"

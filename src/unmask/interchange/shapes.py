@@ -41,18 +41,18 @@ def network_of(state: Mapping[str, Tensor], path: str, img_size: tuple[int, int]
     `img_size` says the grid where it is not square; `heads` what shapes never tell; `hint`: the heads that the file's family
     has. Raises `Refused` where the tensors are not those of a plain vision transformer.
     """
-    patch, width, channels = _patch(state, path)
-    depth = _depth(state, path)
+    patch, width, channels = patch_of(state, path)
+    depth = depth_of(state, path)
     prefix = sum(state[name].shape[1] for name in ("cls_token", "reg_token") if name in state)
     rows, own = state["pos_embed"].shape[1:]
     if own != width:
         raise Refused(f"{path} has places of width {own} beside blocks of width {width}: SatMAE's network for dates, or another that this version does not open")
     if "norm_pre.weight" in state:
         raise Refused(f"{path} has a norm before its blocks, as CLIP's networks have, whose activation no shape tells: say FILE:model=NAME")
-    grid, embedded = _grid(rows, prefix, patch, img_size, path)
+    grid, embedded = grid_of_places(rows, prefix, patch, img_size, path)
     hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
     size, usual, doubt = PUBLISHED.get((width, depth), ("", 0, True))
-    chosen, assumed = _heads(width, heads, hint, usual, doubt)
+    chosen, assumed = heads_of(width, heads, hint, usual, doubt)
     kwargs: dict[str, Any] = {
         "img_size": (grid[0] * patch[0], grid[1] * patch[1]),
         "in_chans": channels,
@@ -86,7 +86,7 @@ def _name(size: str, kwargs: Mapping[str, Any], gated: bool) -> str:
     return f"vit_{size}_patch{14 if size in ('huge', 'giant', 'gigantic') else 16}_224"
 
 
-def _patch(state: Mapping[str, Tensor], path: str) -> tuple[tuple[int, int], int, int]:
+def patch_of(state: Mapping[str, Tensor], path: str) -> tuple[tuple[int, int], int, int]:
     """Patch sides, width and channels."""
     weight = state["patch_embed.proj.weight"]
     if weight.dim() != 4:
@@ -96,7 +96,7 @@ def _patch(state: Mapping[str, Tensor], path: str) -> tuple[tuple[int, int], int
     return (sides[0], sides[1]), width, channels
 
 
-def _depth(state: Mapping[str, Tensor], path: str) -> int:
+def depth_of(state: Mapping[str, Tensor], path: str) -> int:
     """How many blocks there are; each must have what the first has."""
     inner: dict[int, set[str]] = {}
     for name in state:
@@ -110,7 +110,7 @@ def _depth(state: Mapping[str, Tensor], path: str) -> int:
     return len(inner)
 
 
-def _grid(rows: int, prefix: int, patch: tuple[int, int], img_size: tuple[int, int] | None, path: str) -> tuple[tuple[int, int], bool]:
+def grid_of_places(rows: int, prefix: int, patch: tuple[int, int], img_size: tuple[int, int] | None, path: str) -> tuple[tuple[int, int], bool]:
     """Rows and columns of patches, and whether prefix tokens have a place of their own."""
     for count, embedded in ((rows - prefix, True), (rows, False)):
         if img_size is not None and img_size[0] * img_size[1] == count * patch[0] * patch[1] and not img_size[0] % patch[0] and not img_size[1] % patch[1]:
@@ -121,7 +121,7 @@ def _grid(rows: int, prefix: int, patch: tuple[int, int], img_size: tuple[int, i
     raise Refused(f"{path} has {rows - prefix} places, which is no square grid: say the size it was trained on, --img_size HEIGHT WIDTH (AudioMAE: 1024 128)")
 
 
-def _heads(width: int, said: int | None, hint: int | None, usual: int, doubt: bool) -> tuple[int, list[str]]:
+def heads_of(width: int, said: int | None, hint: int | None, usual: int, doubt: bool) -> tuple[int, list[str]]:
     """The number of heads: said, known from the family, usual at this width, or 64 columns each."""
     heads = said or hint or usual or max(1, round(width / 64))
     if width % heads:
