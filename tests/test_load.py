@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unmask.errors import Refused
-from unmask.interchange import official
+from unmask.interchange import official, papers
 from unmask.load import load, metadata_of
+from unmask.methods.crossmae import CrossMAE
 from unmask.methods.mae import MAE
+from unmask.methods.pixio import Pixio
 from unmask.testing import SMALL, pictures
 
 BUILD = SMALL | {"img_size": (32, 48), "in_chans": 5}
@@ -86,6 +88,26 @@ def test_a_training_checkpoint_says_its_settings(tmp_path, norm_pix, capsys):
     torch.save({"model": state, "optimizer": {"state": {}}, "epoch": 3, "scaler": {}, "args": args}, tmp_path / "checkpoint-3.pth")
     same(made, load(tmp_path / "checkpoint-3.pth"), channels=3, size=(32, 32))
     assert "target" not in capsys.readouterr().err
+
+
+PAPERS = {
+    "crossmae": (CrossMAE(decoder_width=32, decoder_depth=2), papers.CROSSMAE),
+    "pixio": (Pixio(decoder_width=32, decoder_depth=2, cls_tokens=4), papers.PIXIO),
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_files_of_other_papers_give_their_learner(tmp_path, name, capsys):
+    torch.manual_seed(0)
+    method, table = PAPERS[name]
+    made = method.build("vit_tiny_patch16_224", (32, 32), 3, 8, **FORK).eval()
+    state = table.theirs(made.state_dict(), (8, 8))
+    torch.save({"model": state, "epoch": 3}, tmp_path / "checkpoint.pth")
+    same(made, load(tmp_path / "checkpoint.pth"), channels=3, size=(32, 32))
+    assert "heads assumed" in capsys.readouterr().err
+    lost = state.pop("decoder_norm.bias")
+    torch.save({"model": state}, tmp_path / "cut.pth")
+    assert "missing" in refusal(tmp_path / "cut.pth") and lost is not None
 
 
 def test_what_a_file_does_not_tell_can_stand_behind_it(tmp_path):

@@ -8,13 +8,14 @@ from functools import partial
 from itertools import pairwise
 
 import torch
+from timm.layers import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask.encoders.features import Features
 from unmask.mask import Mask
-from unmask.patches import sincos
+from unmask.patches import resize_places, sincos
 
 
 class Decoder(nn.Module, ABC):
@@ -50,10 +51,21 @@ class Transformer(Decoder):
     """MAE's decoder: project the visible features, add a mask token for every masked place, a few blocks, one linear layer.
 
     No unshuffle: the sequence is [prefix, visible + place, mask token + place] and the answer its last M rows, since
-    attention minds no order. In the last block only those rows are computed.
+    attention minds no order. In the last block only those rows are computed. Places are sines and cosines, of patches only; with `learned`, the
+    number of the encoder's prefix tokens, they are learned, and those tokens have places of their own (Pixio).
     """
 
-    def __init__(self, encoder_width: int, out: int, grid: tuple[int, ...], width: int = 512, depth: int = 8, heads: int = 16, mlp_ratio: float = 4.0):
+    def __init__(
+        self,
+        encoder_width: int,
+        out: int,
+        grid: tuple[int, ...],
+        width: int = 512,
+        depth: int = 8,
+        heads: int = 16,
+        mlp_ratio: float = 4.0,
+        learned: int | None = None,
+    ):
         super().__init__()
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.embed = nn.Linear(encoder_width, width)
@@ -61,19 +73,91 @@ class Transformer(Decoder):
         self.blocks = nn.ModuleList([Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)])
         self.norm = norm(width)
         self.predict = nn.Linear(width, out)
+        self.grid, self.learned = tuple(grid), learned
+        places = sincos(self.grid, width).unsqueeze(0)  # (1, N, width)
+        if learned is None:
+            self.register_buffer("places", places, persistent=False)
+        else:
+            self.places = nn.Parameter(nn.init.trunc_normal_(places.new_empty(1, learned + places.shape[1], width), std=0.02))
+
+    def placed(self, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Places of the prefix tokens, (1, P, width) or a zero, and of the patches of a grid (1, N, width)."""
+        if self.learned is not None:
+            table = resize_places(self.places, self.grid, grid, self.learned)  # type: ignore[arg-type]
+            return table[:, : self.learned], table[:, self.learned :]
+        table = self.places if grid == self.grid else sincos(grid, self.places.shape[-1]).unsqueeze(0).to(self.places)
+        return table.new_zeros(()), table
+
+    def forward(self, features, mask):
+        own, places = self.placed(mask.grid)
+        places = places.expand(len(mask.masked_ids), -1, -1)
+        x = self.embed(torch.cat([features.prefix, features.patches], dim=1))  # (B, P + V, width)
+        P, M = features.prefix.shape[1], mask.masked_ids.shape[1]
+        prefix, visible, masked = x[:, :P] + own, x[:, P:] + mask.visible(places), self.mask_token + mask.masked(places)
+        x = torch.cat([prefix, visible, masked], dim=1)  # (B, P + V + M, width)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        return self.predict(self.norm(last_rows(self.blocks[-1], x, M)))  # (B, M, out)
+
+
+class Cross(nn.Module):
+    """Attention of some rows to others: `asking` (B, M, width) to `known` (B, N, known width)."""
+
+    def __init__(self, width: int, known_width: int, heads: int):
+        super().__init__()
+        self.heads, inner = heads, width // heads * heads  # columns that do not divide are left out (BootMAE)
+        self.q = nn.Linear(width, inner)
+        self.kv = nn.Linear(known_width, 2 * inner)
+        self.proj = nn.Linear(inner, width)
+
+    def forward(self, asking: Tensor, known: Tensor) -> Tensor:
+        q = self.q(asking).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, M, d)
+        k, v = self.kv(known).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d) each
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # (B, M, width)
+
+
+class CrossBlock(nn.Module):
+    """Rows look at what is known, which is normed already, and change: never at each other."""
+
+    def __init__(self, width: int, known_width: int, heads: int, mlp_ratio: float = 4.0):
+        super().__init__()
+        self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6) for _ in range(2))
+        self.cross_attn = Cross(width, known_width, heads)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor, known: Tensor) -> Tensor:
+        x = x + self.cross_attn(self.norm1(x), known)
+        return x + self.mlp(self.norm2(x))
+
+
+class CrossAttention(Decoder):
+    """Hidden places ask the encoder's layers, each for itself (CrossMAE, section 3).
+
+    Nothing is projected or joined: a block's keys and values come from its own mixture of the kept layers, class tokens included. Hidden
+    places do not see each other, so any part of them can be asked. Source: models_cross.py and transformer_utils.py.
+    """
+
+    def __init__(
+        self, encoder_width: int, out: int, grid: tuple[int, ...], layers: int, width: int = 512, depth: int = 12, heads: int = 16, mlp_ratio: float = 4.0
+    ):
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.mix = nn.Linear(layers, depth, bias=False)  # the share of each layer in what each block sees
+        self.norms = nn.ModuleList(nn.LayerNorm(encoder_width, eps=1e-6) for _ in range(depth))
+        self.blocks = nn.ModuleList(CrossBlock(width, encoder_width, heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.predict = nn.Linear(width, out)
         self.grid = tuple(grid)
         self.register_buffer("places", sincos(self.grid, width).unsqueeze(0), persistent=False)  # (1, N, width)
 
     def forward(self, features, mask):
         places = self.places if mask.grid == self.grid else sincos(mask.grid, self.places.shape[-1]).unsqueeze(0).to(self.places)
-        places = places.expand(len(mask.masked_ids), -1, -1)
-        x = self.embed(torch.cat([features.prefix, features.patches], dim=1))  # (B, P + V, width)
-        P, M = features.prefix.shape[1], mask.masked_ids.shape[1]
-        prefix, visible, masked = x[:, :P], x[:, P:] + mask.visible(places), self.mask_token + mask.masked(places)
-        x = torch.cat([prefix, visible, masked], dim=1)  # (B, P + V + M, width)
-        for block in self.blocks[:-1]:
-            x = block(x)
-        return self.predict(self.norm(last_rows(self.blocks[-1], x, M)))  # (B, M, out)
+        x = self.mask_token + mask.masked(places.expand(len(mask.masked_ids), -1, -1))  # (B, M, width)
+        layers = [torch.cat(both, dim=1) for both in zip(features.prefixes, features.layers, strict=True)]  # (B, P + V, D) each
+        mixed = self.mix(torch.stack(layers, dim=-1))  # (B, P + V, D, depth)
+        for block, norm, known in zip(self.blocks, self.norms, mixed.unbind(-1), strict=True):
+            x = block(x, norm(known))
+        return self.predict(self.norm(x))  # (B, M, out)
 
 
 def last_rows(block: Block, x: Tensor, rows: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unmask.errors import Refused
-from unmask.interchange import huggingface, official, published, relative
+from unmask.interchange import huggingface, official, papers, published, relative
 from unmask.interchange.foreign import norm_eps, read_config
 from unmask.interchange.naming import identify, parted
 from unmask.interchange.shapes import Network, heads_of_family, network_of
@@ -54,7 +54,8 @@ def load(path: str | Path, **said: Any) -> Learner:
         return from_official_beit(weights, said.get("tokenizer"), said.get("heads"))
     if family is not None:
         raise Refused(f"{file} holds a network of {family.name}: it opens as an encoder; whole, with what predicts, open runs, MAE's files and BEiT's")
-    return from_official_mae(weights, **said)
+    paper = papers.of(weights.state)
+    return from_official_mae(weights, **said) if paper is None else from_paper(weights, paper, **said)
 
 
 def metadata_of(method: Any, name: str, **build: Any) -> dict[str, str]:
@@ -122,6 +123,42 @@ def from_official_beit(weights: Weights, tokenizer: str | None, heads: int | Non
         raise Refused(f"{path} does not fit BEiT over {network.name}: unknown {unexpected}, missing {missing}"[:400])
     learner.sees(taken.statistics["mean"], taken.statistics["std"])
     return learner.eval()
+
+
+def from_paper(weights: Weights, paper: papers.Names, **said: Any) -> Learner:
+    """A learner from the names of another method's code that are told by a table of `interchange/papers.py`, sizes read off the tensors."""
+    parts, state, path = official.take_apart(weights), weights.state, weights.path
+    network = network_of(parts.trunk, path, said.get("img_size"), said.get("heads"))
+    width = state["mask_token"].shape[-1]
+    heads = said.get("decoder_heads") or (width // 32 if width % 32 == 0 else 1)
+    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("decoder_blocks."))
+    settings = {"decoder_width": width, "decoder_depth": depth, "decoder_heads": heads} | _told(weights, **said)
+    if paper.method == "crossmae":
+        settings["use_input"] = state["wfm.linear.weight"].shape[1] > network.kwargs["depth"]
+    for line in [*network.assumed, f"decoder of {heads} heads assumed, {width // heads} columns each"] if "decoder_heads" not in said else network.assumed:
+        print(f"unmask: {line}", file=sys.stderr)
+    learner = find(paper.method)(**settings).build(rebuild(network.name, network.kwargs))
+    ours, left = paper.ours(state)
+    ours |= paper.neutral(ours)
+    try:
+        missing, unexpected = learner.load_state_dict(ours, strict=False)
+    except RuntimeError as error:
+        raise Refused(f"{path} does not fit {paper.method}: {' '.join(str(error).split())[:300]}") from None
+    if left or missing or unexpected:
+        raise Refused(f"{path} does not fit {paper.method}: unknown {left + unexpected}, missing {missing}"[:400])
+    return learner.eval()
+
+
+def _told(weights: Weights, **said: Any) -> dict[str, Any]:
+    """What a person, or the settings of a checkpoint, say of the task: per-patch normalisation and the masked share."""
+    args = weights.settings
+    found: dict[str, Any] = {"mask_ratio": args["mask_ratio"]} if isinstance(args.get("mask_ratio"), float) else {}
+    for theirs, ours in (("kept_mask_ratio", "predicted"), ("mask_grid", "cell")):  # CrossMAE, Pixio
+        if theirs in args:
+            found[ours] = args[theirs]
+    if "norm_pix" in said or isinstance(args.get("norm_pix_loss"), bool):
+        found["norm_pix"] = bool(said.get("norm_pix", args.get("norm_pix_loss")))
+    return found
 
 
 def from_huggingface_folder(folder: Path) -> Learner:

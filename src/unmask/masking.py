@@ -54,30 +54,37 @@ def cells_of(grid: tuple[int, ...], cell: int | tuple[int, ...]) -> tuple[tuple[
     return coarse, ids.permute(*range(0, 2 * n, 2), *range(1, 2 * n, 2)).reshape(math.prod(coarse), -1)
 
 
-def highest(scores: Tensor, keep: int, grid: tuple[int, ...], cell: int | tuple[int, ...] = 1) -> Mask:
-    """Mask all but the `keep` cells of lowest score (B, cells); one argsort makes both lists, in the order of the scores."""
+def highest(scores: Tensor, keep: int, grid: tuple[int, ...], cell: int | tuple[int, ...] = 1, skip: int = 0) -> Mask:
+    """Mask all but the `keep` cells of lowest score (B, cells); one argsort makes both lists, in the order of the scores.
+
+    The next `skip` cells are in neither list: hidden, and not asked about.
+    """
     order = scores.argsort(dim=1, stable=True)  # (B, cells); stable: equal scores fall the same way on every machine
     if math.prod(grid) == scores.shape[1]:
-        return Mask(order[:, :keep], order[:, keep:], grid)
+        return Mask(order[:, :keep], order[:, keep + skip :], grid)
     members = cells_of(grid, cell)[1].to(scores.device)
-    return Mask(members[order[:, :keep]].flatten(1), members[order[:, keep:]].flatten(1), grid)
+    return Mask(members[order[:, :keep]].flatten(1), members[order[:, keep + skip :]].flatten(1), grid)
 
 
 class Random(Masking):
     """Cells drawn uniformly without replacement (MAE; SimMIM with cells of 32 pixels).
 
-    The noise is the score: MAE's argsort, so that its masks come out bit for bit from its noise.
+    The noise is the score: MAE's argsort, so that its masks come out bit for bit from its noise. `predicted`: the share of all cells that is
+    asked about, where that is not all that is hidden (CrossMAE).
     """
 
-    def __init__(self, ratio: Ratio | float | str = 0.75, cell: int | tuple[int, ...] = 1):
+    def __init__(self, ratio: Ratio | float | str = 0.75, cell: int | tuple[int, ...] = 1, predicted: float | None = None):
         super().__init__(ratio)
-        self.cell = cell
+        self.cell, self.predicted = cell, predicted
 
     def draws(self, grid):
         return math.prod(cells_of(grid, self.cell)[0])
 
     def __call__(self, grid, noise, scores=None):
-        return highest(noise, self.keep(noise.shape[1]), grid, self.cell)
+        cells = noise.shape[1]
+        keep = self.keep(cells)
+        skip = 0 if self.predicted is None else min(max(int(cells * (self.now - self.predicted)), 0), cells - keep - 1)
+        return highest(noise, keep, grid, self.cell, skip)
 
 
 class Grid(Masking):
@@ -271,4 +278,30 @@ class MultiBlock(Masking):
         return Mask(visible[:, :shortest], torch.cat([ids[:, : size[0] * size[1]] for ids in masked], dim=1), grid)
 
 
-STRATEGIES: dict[str, type[Masking]] = {"random": Random, "block": Block, "inverse_block": InverseBlock, "multi_block": MultiBlock, "grid": Grid}
+class Prefix(Masking):
+    """Everything after a first stretch in reading order, which may have any length but none and all (AIM, section 3.2).
+
+    For encoders that look back: what is hidden there is hidden from the patches before it only. One number a row says the length; lists are as
+    long as the longest, places of the stretch padded (weight 0).
+    """
+
+    def __init__(self, ratio: Ratio | float | str | None = None):
+        if ratio is not None:
+            raise ValueError("a prefix has no mask_ratio: its length is any, each as often")
+        super().__init__(0.5)
+
+    def draws(self, grid):
+        return 1
+
+    def __call__(self, grid, noise, scores=None):
+        places = torch.arange(math.prod(grid), device=noise.device).expand(len(noise), -1)  # (B, N)
+        length = 1 + (noise * (places.shape[1] - 1)).long()  # (B, 1) in 1..N-1
+        return Mask(places[:, :1], places[:, 1:], grid, (places[:, 1:] >= length).float())
+
+    def half(self, grid: tuple[int, ...], rows: int, device: torch.device | str = "cpu") -> Mask:
+        """The mask that shows the first half: to look at."""
+        seen, hidden = torch.arange(math.prod(grid), device=device).expand(rows, -1).tensor_split([math.prod(grid) // 2], dim=1)
+        return Mask(seen, hidden, grid)
+
+
+STRATEGIES: dict[str, type[Masking]] = {"random": Random, "block": Block, "inverse_block": InverseBlock, "multi_block": MultiBlock, "grid": Grid, "prefix": Prefix}

@@ -77,6 +77,14 @@ class Learner(nn.Module, ABC):
         """What a person should know about the loss before a run, in sentences."""
         return []
 
+    def baselines(self, x: Signal, noise: Tensor, rows: Tensor | None = None) -> dict[str, float]:
+        """The loss of answers that need no network, by their names, for learners that hide nothing behind a mask (see `training/monitor.py`)."""
+        return {}
+
+    def redrawn(self, x: Tensor, seed: int) -> tuple[Tensor, Tensor] | None:
+        """What it was given of pictures (B, C, H, W) and what it says, both as pictures, for learners that hide nothing behind a mask."""
+        return None
+
     def parameter_groups(self, train: Train) -> list[dict[str, Any]] | None:
         """The optimiser's groups, where a method wants its own."""
         return None

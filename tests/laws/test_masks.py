@@ -4,7 +4,7 @@ import pytest
 import sketches
 import torch
 
-from unmask.masking import Block, Grid, InverseBlock, MultiBlock, Random
+from unmask.masking import Block, Grid, InverseBlock, MultiBlock, Prefix, Random
 from unmask.testing import check_masking
 
 STRATEGIES = {  # the strategy, a grid, and what it does not promise
@@ -12,6 +12,7 @@ STRATEGIES = {  # the strategy, a grid, and what it does not promise
     "random, a long grid": (Random(0.75), (3, 20), {}),
     "random in one dimension": (Random(0.6), (50,), {}),
     "random in three": (Random(0.9), (4, 6, 6), {}),
+    "random, a part of it predicted (CrossMAE)": (Random(0.75, predicted=0.25), (14, 14), {"partition": False}),
     "squares": (Random(0.6, cell=2), (8, 6), {}),
     "tubes": (Random(0.9, cell=(4, 1, 1)), (4, 6, 6), {}),
     "a range": (Random("0.5-0.9"), (8, 8), {}),
@@ -26,6 +27,7 @@ STRATEGIES = {  # the strategy, a grid, and what it does not promise
     "squares that stay": (InverseBlock(0.8), (14, 14), {}),
     "squares that stay, a moving ratio, a long grid": (InverseBlock("0.6-0.9"), (5, 9), {}),
     "several blocks and a context (I-JEPA)": (MultiBlock(), (14, 14), {"partition": False, "alone": False}),
+    "everything after a prefix (AIM)": (Prefix(), (6, 8), {}),
     "iBOT's blocks": (sketches.SomeBlocks(), (14, 14), {}),
 }
 
@@ -36,7 +38,7 @@ def test_strategy(name):
     check_masking(strategy, grid, **promises)
 
 
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if "JEPA" not in name and "stay" not in name])
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if not any(word in name for word in ("JEPA", "AIM", "stay"))])
 def test_every_patch_is_hidden_as_often_as_the_law_says(name):
     """Uniform strategies hide every patch alike; blocks hide the middle more often than the corners."""
     strategy, grid, _ = STRATEGIES[name]

@@ -9,14 +9,18 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 from vocabularies import LEARNERS, vocabulary
 
+from unmask.methods.aim import AIM
 from unmask.methods.beit import BEiT
 from unmask.methods.beit2 import BEiT2
+from unmask.methods.crossmae import CrossMAE
+from unmask.methods.dae import DAE
 from unmask.methods.data2vec import Data2Vec
 from unmask.methods.data2vec2 import Data2Vec2
 from unmask.methods.eva import EVA
 from unmask.methods.ijepa import IJEPA
 from unmask.methods.mae import MAE
 from unmask.methods.maskfeat import MaskFeat
+from unmask.methods.pixio import Pixio
 from unmask.methods.simmim import SimMIM
 from unmask.testing import (
     Case,
@@ -42,6 +46,10 @@ METHODS = {  # the method, its patch, views a sample, local views a sample
     "ijepa": (IJEPA(), 4, 1, 0),
     "beit": (BEiT(drop_path=0), 8, 1, 0),
     "beit2": (BEiT2(drop_path=0), 8, 1, 0),
+    "crossmae": (CrossMAE(decoder_depth=2), 4, 1, 0),
+    "pixio": (Pixio(decoder_depth=2, cell=2, cls_tokens=3), 4, 1, 0),
+    "aim": (AIM(), 4, 1, 0),
+    "dae": (DAE(), 8, 1, 0),
     "ibot": (sketches.IBOT(), 4, 2, 3),
     "data2vec2": (Data2Vec2(masks=3, decoder_noise=0), 8, 1, 0),
     "simclr": (sketches.SimCLR(), 8, 2, 0),

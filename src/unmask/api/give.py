@@ -106,7 +106,7 @@ def whole_of(name: str | Path) -> Any:
 
     learner = load_learner(name)
     part = learner.objectives["pixels"] if isinstance(learner, MaskedModel) and list(learner.objectives) == ["pixels"] else None
-    if not isinstance(part, Predict) or not isinstance(part.decoder, Transformer) or not isinstance(part.target, Pixels):
+    if not isinstance(part, Predict) or not isinstance(part.decoder, Transformer) or part.decoder.learned is not None or not isinstance(part.target, Pixels):
         raise Refused(f"--with_decoder: {name} is no MAE (one decoder that predicts pixels): leave it out")
     ratio = learner.masking.ratio.last
 

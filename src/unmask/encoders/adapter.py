@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,19 @@ from unmask.encoders.features import Features
 from unmask.mask import Mask
 from unmask.patches import grid_of
 
+Hiding: TypeAlias = Literal["drop", "token", "causal"]
+
 
 class Adapter(nn.Module, ABC):
     """The contract: `(x, mask=None) -> Features`. `trunk` is timm's network, unchanged.
 
-    `hides` says what becomes of a masked patch: `"drop"`, nobody sees it, or `"token"`, a learned token stands in its
-    place, which this adapter owns (`mask_token`, as wide as `token_width`). `take` picks what is encoded from the learner's
+    `hides` says what becomes of a masked patch: `"drop"`, nobody sees it, `"token"`, a learned token stands in its
+    place, which this adapter owns (`mask_token`, as wide as `token_width`), or `"causal"`, those before it in reading order do not see it, and
+    a place returns what was known before it. `take` picks what is encoded from the learner's
     input: a tensor, or the first entry of a dict.
     """
 
-    def __init__(self, trunk: Any, masked: Literal["drop", "token"], token_width: int):
+    def __init__(self, trunk: Any, masked: Hiding, token_width: int):
         super().__init__()
         self.trunk = trunk
         self.hides = masked

@@ -11,7 +11,7 @@ timm attributes used that are not public: `pos_drop`, `rel_pos_bias`, `blocks`, 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from timm.models import beit
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from unmask.encoders.adapter import Adapter
-from unmask.encoders.features import Features
+from unmask.encoders.adapter import Adapter, Hiding
+from unmask.encoders.features import Features, Layer, kept
 from unmask.mask import Mask
 
 
@@ -30,9 +30,9 @@ class Beit(Adapter):
     `layers` as in `ViT`. Its places are learned for one grid: a picture of another size is a ValueError.
     """
 
-    def __init__(self, trunk: beit.Beit, masked: Literal["drop", "token"] = "drop", layers: tuple[int, ...] = ()):
+    def __init__(self, trunk: beit.Beit, masked: Hiding = "drop", layers: tuple[Layer, ...] = ()):
         super().__init__(trunk, masked, trunk.embed_dim)
-        self.layers = tuple(layer % len(trunk.blocks) for layer in layers)
+        self.layers = kept(layers, len(trunk.blocks))
 
     @property
     def width(self) -> int:
@@ -63,7 +63,7 @@ class Beit(Adapter):
 
     def blocks(self, x: Tensor, mask: Mask | None) -> tuple[Tensor, list[Tensor]]:
         """All blocks; with a mask, `x` holds the class token and its visible patches only."""
-        shared, layers = self.trunk.rel_pos_bias, []
+        shared, layers = self.trunk.rel_pos_bias, [x] if "input" in self.layers else []
         places = None if mask is None else F.pad(mask.visible_ids + 1, (1, 0))  # (B, 1 + V): the class token has place 0
         bias = None if shared is None else shared() if places is None else gathered(shared, places)
         for i, block in enumerate(self.trunk.blocks):

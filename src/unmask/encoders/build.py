@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal
+from typing import Any
 
 import timm
 from timm.layers import DropPath
@@ -14,8 +14,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from unmask.encoders import post_norm
-from unmask.encoders.adapter import Adapter
+from unmask.encoders.adapter import Adapter, Hiding
 from unmask.encoders.beit import Beit
+from unmask.encoders.features import Layer
 from unmask.encoders.swin import Swin
 from unmask.encoders.vit import ViT
 from unmask.errors import Refused
@@ -42,10 +43,11 @@ def create_trunk(
     width: int | None = None,
     depth: int | None = None,
     heads: int | None = None,
+    registers: int | None = None,
 ) -> nn.Module:
     """The timm model without a head, at this input size; plain transformers but Beit take any other size as well (`dynamic_img_size`).
 
-    `width`, `depth` and `heads` replace the model's own. The arguments it was built with are kept in
+    `width`, `depth`, `heads` and `registers` (prefix tokens beside the class token) replace the model's own. The arguments it was built with are kept in
     `trunk.unmask_kwargs`, so that an exported file can say them.
     """
     name = model.split(".")[0]
@@ -57,7 +59,9 @@ def create_trunk(
         raise Refused(f"--model {model} is no plain vision transformer (its file is {module}); choose a VisionTransformer, Eva, Beit or Swin of timm: unmask models")
     if module == SwinTransformer.__module__ and (depth or heads):
         raise Refused(f"--model {model} has stages: --depth and --heads do not fit it; --width is the width of its first stage")
-    own = {"patch_size": patch_size, "embed_dim": width, "depth": depth, "num_heads": heads}
+    if registers is not None and module not in ("timm.models.vision_transformer", "timm.models.deit"):
+        raise Refused(f"--model {model} takes no further class tokens: choose a plain vit_*")
+    own = {"reg_tokens": registers, "patch_size": patch_size, "embed_dim": width, "depth": depth, "num_heads": heads}
     arguments = {"img_size": tuple(img_size), "in_chans": in_chans, "num_classes": 0}
     arguments |= FAMILIES[module] | {"dynamic_img_size": True} if module in FAMILIES else FIXED[module]
     arguments |= {name: value for name, value in own.items() if value is not None}
@@ -78,21 +82,23 @@ def build(
     img_size: tuple[int, int] = (224, 224),
     in_chans: int = 3,
     patch_size: int | None = None,
-    masked: Literal["drop", "token"] = "drop",
-    layers: tuple[int, ...] = (),
+    masked: Hiding = "drop",
+    layers: tuple[Layer, ...] = (),
     **sizes: Any,
 ) -> Adapter:
     """An encoder over the timm model of that name (or over a timm model, taken as it is); its trunk is `.trunk`.
 
-    `sizes`: width, depth and heads, where they are not the model's own.
+    `sizes`: width, depth, heads and registers, where they are not the model's own.
     """
     trunk = create_trunk(model, img_size, in_chans, patch_size, **sizes) if isinstance(model, str) else model
     return adapted(trunk, masked, layers)
 
 
-def adapted(trunk: nn.Module, masked: Literal["drop", "token"] = "drop", layers: tuple[int, ...] = ()) -> Adapter:
+def adapted(trunk: nn.Module, masked: Hiding = "drop", layers: tuple[Layer, ...] = ()) -> Adapter:
     """The adapter of a timm model's family."""
     encoder: Adapter
+    if masked == "causal" and not isinstance(trunk, VisionTransformer | Eva):
+        raise Refused(f"a {type(trunk).__name__} cannot look at what came before only: choose a plain vit_* or eva*")
     if isinstance(trunk, beit.Beit):
         encoder = Beit(trunk, masked, layers)
     elif isinstance(trunk, SwinTransformer):

@@ -10,7 +10,7 @@ timm attributes used that are not public: `layers`, `norm`, of a stage `downsamp
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from timm.models.swin_transformer import SwinTransformer, window_partition, window_reverse
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from unmask.encoders.adapter import Adapter
+from unmask.encoders.adapter import Adapter, Hiding
 from unmask.encoders.features import Features
 from unmask.mask import Mask
 
@@ -29,7 +29,7 @@ class Swin(Adapter):
     With `"drop"` nothing is saved: windows stay whole, and what is hidden is computed and thrown away.
     """
 
-    def __init__(self, trunk: SwinTransformer, masked: Literal["drop", "token"] = "token"):
+    def __init__(self, trunk: SwinTransformer, masked: Hiding = "token"):
         super().__init__(trunk, masked, trunk.patch_embed.proj.out_channels)
 
     @property

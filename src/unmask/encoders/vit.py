@@ -9,30 +9,35 @@ timm attributes used that are not public: `_pos_embed`, `norm_pre`, `norm`, `blo
 
 from __future__ import annotations
 
-from typing import Literal
+import math
 
 import torch
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from unmask.encoders.adapter import Adapter
-from unmask.encoders.features import Features
+from unmask.encoders.adapter import Adapter, Hiding
+from unmask.encoders.features import Features, Layer, kept
 from unmask.mask import Mask
 from unmask.patches import sincos
 
 
 class ViT(Adapter):
-    """`trunk` with masked patches dropped before the blocks (`"drop"`) or replaced by a learned token (`"token"`).
+    """`trunk` with masked patches dropped before the blocks (`"drop"`), replaced by a learned token (`"token"`), or seen only by those after (`"causal"`).
 
-    `layers` names the blocks whose outputs are kept, in the order of the blocks (negative numbers count from the end).
+    Causal: what is not masked is seen by all; a patch sees those before it and itself, and its features are handed to the place after it, which
+    so returns all that was known before it (the first place: what the last prefix token says, or zero without one). `layers` are not moved.
+
+    `layers` names the blocks whose outputs are kept, in the order of the blocks (negative numbers count from the end); `"input"`: what goes
+    into the first block; `"blocks"`: all of them.
     """
 
-    def __init__(self, trunk: VisionTransformer | Eva, masked: Literal["drop", "token"] = "drop", layers: tuple[int, ...] = ()):
+    def __init__(self, trunk: VisionTransformer | Eva, masked: Hiding = "drop", layers: tuple[Layer, ...] = ()):
         super().__init__(trunk, masked, trunk.embed_dim)
-        self.layers = tuple(layer % len(trunk.blocks) for layer in layers)
+        self.layers = kept(layers, len(trunk.blocks))
 
     @property
     def width(self) -> int:
@@ -53,8 +58,11 @@ class ViT(Adapter):
             visible = mask.visible(x[:, prefix:])  # (B, V, D)
             x = torch.cat([mask.fold(x[:, :prefix]), visible], dim=1)  # (B, P + V, D)
             rope = None if rope is None else self.visible_rope(rope, mask)
-        x, layers = self.blocks(self.trunk.norm_pre(x), rope)
+        bias = self.earlier(mask, x) if mask is not None and self.hides == "causal" else None
+        x, layers = self.blocks(self.trunk.norm_pre(x), rope, bias)
         x = self.trunk.norm(x)
+        if bias is not None:
+            x = torch.cat([x[:, :prefix], F.pad(x, (0, 0, 1, 0))[:, prefix:-1]], dim=1)
         return Features(x[:, prefix:], x[:, :prefix], tuple(layer[:, prefix:] for layer in layers), tuple(layer[:, :prefix] for layer in layers))
 
     def visible_rope(self, rope: Tensor, mask: Mask) -> Tensor:
@@ -63,10 +71,17 @@ class ViT(Adapter):
             return rope[mask.visible_ids].unsqueeze(1)
         return rope[:, :, mask.visible_ids].permute(0, 2, 1, 3, 4)  # (depth, heads, B, V, d) turned
 
-    def blocks(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        layers = []
+    def earlier(self, mask: Mask, x: Tensor) -> Tensor:
+        """Who may look at whom, to be added to attention, (B, 1, P + N, P + N): at prefix tokens, at what is not masked, and at those before."""
+        known = F.pad(~mask.map, (x.shape[1] - math.prod(mask.grid), 0), value=True)[:, None, None]  # (B, 1, 1, P + N)
+        before = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        return torch.where(known | before, 0.0, -torch.inf).to(x.dtype)
+
+    def blocks(self, x: Tensor, rope: Tensor | None, bias: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        layers = [x] if "input" in self.layers else []
         for i, block in enumerate(self.trunk.blocks):
             place = {} if rope is None else {"rope": rope[i] if self.trunk.rope_mixed else rope}
+            place |= {} if bias is None else {"attn_mask": bias}
             if self.trunk.grad_checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False, **place)
             else:

@@ -33,7 +33,6 @@ OTHERS = (  # (a name that tells, whose it is): first match wins; these networks
     (r"modality_encoders\.", "data2vec 2.0 for sound or text"),
     (r"rope\.freqs_(cos|sin)", "a network with EVA-02's rotary places that is none of EVA-02's (EVA-CLIP?)"),
     (r"attn\.(q_bias|relative_position)|^rel_pos_bias", "a network with BEiT's attention that is none of BEiT's kind (VideoMAE, or one of timm's own)"),
-    (r"^dec_norms\.|^wfm\.|decoder_blocks\.\d+\.cross_attn", "CrossMAE"),
     (r"^pos_embed_spatial|^pos_embed_temporal", "MAE for video (mae_st)"),
     (r"^channel_(cls_)?embed|^patch_embed\.\d+\.proj", "SatMAE with groups of bands"),
     (r"^fcn_(high|low)\.|^fpn\.", "Scale-MAE"),
@@ -48,7 +47,7 @@ OTHERS = (  # (a name that tells, whose it is): first match wins; these networks
 )
 
 HARMLESS = (  # (names, what they are): left out of an encoder without changing what it computes
-    (r"^decoder_|^decoder\.", "the decoder, not needed for an encoder"),
+    (r"^decoder_|^decoder\.|^dec_norms\.|^wfm\.", "the decoder, not needed for an encoder"),
     (r"^(dino_|ibot_)?head\.(mlp|last_layer|\d)|^(dino|ibot)_head\.|^predictor\.|^projector\.|^projection_head\.|^prototypes\.", "the projection head of its training"),
     (r"^head\.|^head_dist\.|^classifier\.|^cls_classifier\.|^distillation_classifier\.|^fc\.|^linear_head\.", "a classifier"),
     (r"(^|\.)pooler\.", "a layer on the class token that is no part of the features"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unmask.encoders.build import FAMILIES, FIXED
 from unmask.errors import Refused
-from unmask.interchange import huggingface, huggingface_names, published
+from unmask.interchange import aim, huggingface, huggingface_names, published
 from unmask.interchange.families import UNKNOWN, groups, shortly
 from unmask.interchange.official import Parts, take_apart
 from unmask.interchange.report import Report, network_in_words
@@ -62,6 +62,11 @@ def from_weights(weights: Weights, img_size: Size = None, heads: int | None = No
         return _published(taken, weights.path, name)
     if model is not None:
         return _named(weights, img_size, heads, model)
+    if aim.tells(weights.state):
+        trunk, rest = aim.ours(weights.state)
+        network = aim.network(trunk, img_size, heads)
+        parts = Parts(trunk | {"pos_embed": aim.places(network)}, {}, groups(rest, UNKNOWN), "AIM")
+        return _built(parts, network, weights.path, IMAGENET, ["places of sines and cosines, which the file leaves out"])
     parts = take_apart(weights)
     network = network_of(parts.trunk, weights.path, img_size, heads, heads_of_family(parts.family, parts.trunk, parts.decoder))
     said = [f"its entry '{weights.part}' was taken"] if weights.part in ("teacher", "student", "target_encoder") else []
@@ -87,6 +92,8 @@ def _built(parts: Parts, network: Network, path: str, statistics: Mapping[str, A
     trunk = rebuild(network.name, network.kwargs, empty=True)
     fill_whole(trunk, parts.trunk, path)
     said = [*said, *network.assumed]
+    if parts.family == "CrossMAE":
+        said.append("norm: CrossMAE's encoder ends without one; one without scale and shift stands there, as when fine-tuning begins")
     if "fc_norm.weight" in parts.trunk:
         said.append("fc_norm: it was fine-tuned with mean pooling, and the encoder is built so (its norm comes after the pool)")
     channels = network.kwargs["in_chans"]

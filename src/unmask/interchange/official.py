@@ -98,7 +98,7 @@ def take_apart(weights: Weights, plain: bool = True) -> Parts:
     family = family_of(state)
     if plain and family is not None:
         raise Refused(
-            f"{path} holds {family}: this version opens plain vision transformers (MAE, DINO, DINOv2, iBOT, MoCo v3, I-JEPA, DeiT, Pixio), BEiT, BEiT v2, data2vec, SimMIM, EVA and Swin; "
+            f"{path} holds {family}: this version opens plain vision transformers (MAE, CrossMAE, DINO, DINOv2, iBOT, MoCo v3, I-JEPA, DeiT, Pixio), BEiT, BEiT v2, data2vec, SimMIM, EVA and Swin; "
             "timm's own files of other networks as FILE:model=NAME"
         )
     if any(".layernorm_before." in name or name.endswith("embeddings.cls_token") for name in state):
@@ -117,6 +117,9 @@ def take_apart(weights: Weights, plain: bool = True) -> Parts:
         left.setdefault(what, []).extend(prefix + name for name in names)
     if plain:
         trunk = _renamed(trunk, path)
+    if any(name.startswith("wfm.") for name in inside):
+        like = trunk["blocks.0.norm1.weight"]
+        return Parts(trunk | {"norm.weight": torch.ones_like(like), "norm.bias": torch.zeros_like(like)}, decoder, left, "CrossMAE")
     family = "MoCo v3" if any("momentum_encoder." in name for name in outside) else "MAE" if decoder else ""
     return Parts(trunk, decoder, left, family)
 

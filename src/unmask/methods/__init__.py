@@ -12,6 +12,10 @@ METHODS: dict[str, str] = {
     "ijepa": "unmask/methods/ijepa.py:IJEPA",
     "beit": "unmask/methods/beit.py:BEiT",
     "beit2": "unmask/methods/beit2.py:BEiT2",
+    "crossmae": "unmask/methods/crossmae.py:CrossMAE",
+    "pixio": "unmask/methods/pixio.py:Pixio",
+    "aim": "unmask/methods/aim.py:AIM",
+    "dae": "unmask/methods/dae.py:DAE",
 }
 TOKENIZERS: dict[str, str] = {  # vocabularies that some methods predict, trained by the same loop
     "dvae": "unmask/methods/dvae.py:DVAE",

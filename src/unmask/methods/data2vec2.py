@@ -88,7 +88,7 @@ class Data2Vec2:
 class Branches(ViT):
     """The teacher's encoder: its layers are what the feed-forward branches say, before they are added and normed."""
 
-    def blocks(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def blocks(self, x: Tensor, rope: Tensor | None, bias: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         layers = []
         for i, block in enumerate(self.trunk.blocks):
             if isinstance(block, PostNorm):

@@ -120,7 +120,7 @@ class Meter:
     def line(self, step: int, shown: dict[str, Any]) -> str:
         """Epoch, step, loss beside its baselines, what was measured, speed, waiting, time left."""
         parts = [f"epoch {step * self.batch / self.pictures:.1f}", f"step {step:,}/{self.steps:,}", f"loss {self.loss:.3f}"]
-        named = (("patch_mean", "patch mean"), ("copy_nearest", "copy nearest"), ("best_constant", "best constant"))
+        named = (("patch_mean", "patch mean"), ("copy_nearest", "copy nearest"), ("best_constant", "best constant"), ("copy_noisy", "noisy picture"))
         beside = [f"{said} {shown[key]:.3f}" for key, said in named if key in shown]
         parts[-1] += f" ({', '.join(beside)})" if beside else ""
         parts += [f"{said} {form.format(shown[key])}" for key, said, form in MEASURED if key in shown]

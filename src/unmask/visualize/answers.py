@@ -19,13 +19,13 @@ from torch.nn import functional as F
 
 from unmask.errors import Refused
 from unmask.mask import Mask
-from unmask.model import MaskedModel, Predict
+from unmask.model import Learner, MaskedModel, Predict
 from unmask.patches import patchify, unpatchify
 from unmask.targets.codes import Codes
 from unmask.targets.hog import HOG
 from unmask.targets.pixels import Pixels
 from unmask.targets.target import Target
-from unmask.visualize import reconstruction
+from unmask.visualize import given, reconstruction
 from unmask.visualize.pictures import HIDDEN, Colours, Row, cover, save, sheet, short_name
 
 SIDE, STROKE = 192, 12  # pixels a side of a panel of drawn histograms, and of one of them at least
@@ -34,6 +34,8 @@ FINER = 3  # strokes are drawn this much larger and shrunk, so that they are smo
 
 def grid(learner: nn.Module, x: Tensor, names: Sequence[str], **words: Any) -> Image.Image:
     """The labelled sheet, one row a picture of normalised `x (B, C, H, W)`; `words` as in `reconstruction.grid`, of which others than pixels need fewer."""
+    if isinstance(learner, Learner) and not isinstance(learner, MaskedModel):
+        return given.grid(learner, x, names, **words)
     part = predicted(learner)
     if part is None or isinstance(part[1], Pixels):
         return reconstruction.grid(learner, x, names, **words)  # where nothing can be drawn, this says so

@@ -42,7 +42,7 @@ LOSS = Chart(
     "loss",
     "Loss",
     "Lower is better; the dashed lines need no network.",
-    (("patch_mean", "patch mean"), ("copy_nearest", "copy the nearest"), ("best_constant", "best constant")),
+    (("patch_mean", "patch mean"), ("copy_nearest", "copy the nearest"), ("best_constant", "best constant"), ("copy_noisy", "noisy picture")),
     steep=True,
 )
 LARGEST = (("majority", "always the largest class"),)

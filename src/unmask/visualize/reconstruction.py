@@ -18,8 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unmask import seeds
+from unmask.encoders.adapter import Adapter
 from unmask.errors import Refused
 from unmask.mask import Mask
+from unmask.masking import Prefix
 from unmask.model import MaskedModel, Predict
 from unmask.patches import patchify, unpatchify
 from unmask.targets.pixels import Pixels
@@ -37,6 +39,7 @@ SAID = {
     "truth": "This picture uses the true patch mean and std of the hidden patches, which the network did not predict: "
     "brightness, contrast and blocky shapes are given away.",
 }
+BACK = "Each hidden patch is predicted from the true patches before it, in reading order: nothing is painted further. "
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,8 @@ def pixel_objective(learner: nn.Module) -> tuple[str, Pixels]:
 
 def draw_mask(learner: MaskedModel, x: Tensor, seed: int = 0) -> Mask:
     """One mask a picture from the network's own strategy: the same for the same seed, on every machine."""
+    if isinstance(learner.masking, Prefix):
+        return learner.masking.half(learner.encoder.grid(x), len(x), x.device)
     mask = learner.draw_mask(x, seeds.uniform((len(x), learner.draws(x)), seed, "reconstruct").to(x.device))
     if mask is None:
         raise Refused("this network masks nothing, so there is nothing to reconstruct")
@@ -176,7 +181,8 @@ def reconstruct(learner: nn.Module, x: Tensor, mask: Mask | None = None, statist
     pictures = [torch.where(hidden.unsqueeze(-1), mask.join(mask.visible(patches), v), patches) for v in (values, smooth)]
     pasted, filled = (unpatchify(picture, mask.grid, target.patch).cpu() for picture in pictures)
     maps = [unpatchify(m.unsqueeze(-1).expand(-1, -1, area).float(), mask.grid, target.patch)[:, 0].bool().cpu() for m in (seen, hidden)]
-    return Reconstruction(pasted, filled, maps[0], maps[1], SAID[statistics if target.normalize else "raw"])
+    back = BACK if isinstance(learner.encoder, Adapter) and learner.encoder.hides == "causal" else ""
+    return Reconstruction(pasted, filled, maps[0], maps[1], back + SAID[statistics if target.normalize else "raw"])
 
 
 def error(first: Tensor, second: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
