@@ -281,8 +281,7 @@ class MultiBlock(Masking):
 class Prefix(Masking):
     """Everything after a first stretch in reading order, which may have any length but none and all (AIM, section 3.2).
 
-    For encoders that look back: what is hidden there is hidden from the patches before it only. One number a row says the length; lists are as
-    long as the longest, places of the stretch padded (weight 0).
+    For encoders that look back: a patch is hidden from those before it only. Places of the stretch are padded (weight 0).
     """
 
     def __init__(self, ratio: Ratio | float | str | None = None):
@@ -297,11 +296,6 @@ class Prefix(Masking):
         places = torch.arange(math.prod(grid), device=noise.device).expand(len(noise), -1)  # (B, N)
         length = 1 + (noise * (places.shape[1] - 1)).long()  # (B, 1) in 1..N-1
         return Mask(places[:, :1], places[:, 1:], grid, (places[:, 1:] >= length).float())
-
-    def half(self, grid: tuple[int, ...], rows: int, device: torch.device | str = "cpu") -> Mask:
-        """The mask that shows the first half: to look at."""
-        seen, hidden = torch.arange(math.prod(grid), device=device).expand(rows, -1).tensor_split([math.prod(grid) // 2], dim=1)
-        return Mask(seen, hidden, grid)
 
 
 STRATEGIES: dict[str, type[Masking]] = {"random": Random, "block": Block, "inverse_block": InverseBlock, "multi_block": MultiBlock, "grid": Grid, "prefix": Prefix}

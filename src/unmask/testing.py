@@ -94,7 +94,7 @@ def check_leak(case: Case) -> None:
         return
     mask, patches = masks[0], patchify(first(case.x), encoder.patch)
     each = len(mask.masked_ids) // len(patches)  # masks a picture
-    looks_back = isinstance(encoder, Adapter) and encoder.hides == "causal"  # what is hidden are later places: changed from somewhere on
+    looks_back = isinstance(encoder, Adapter) and encoder.hides == "causal"  # hidden are later places: changed from `back` on
     back = mask.masked_ids.amax(1, keepdim=True) * 3 // 4 if looks_back else None  # (B, 1)
     for k in range(each):
         hidden = mask.map[k::each].unsqueeze(-1)  # (B, N, 1)
@@ -107,11 +107,17 @@ def check_leak(case: Case) -> None:
         _, after = _answers(learner, encoder, x, noise, mask)
         assert len(before) == len(after)
         for old, new in zip(before, after):
-            if back is not None and old.shape[1] in (mask.masked_ids.shape[1], hidden.shape[1]):  # answers about later places may move
-                ids = mask.masked_ids if old.shape[1] == mask.masked_ids.shape[1] else torch.arange(hidden.shape[1]).expand(len(old), -1)
-                old, new = (torch.where((ids <= back).unsqueeze(-1), some, 0) for some in (old, new))
+            if back is not None:
+                old, new = (_until(back, answer, mask) for answer in (old, new))
             same = len(old) != len(mask.masked_ids) or torch.equal(old[k::each], new[k::each])
             assert same, f"LEAK: an answer moves by {(old[k::each] - new[k::each]).abs().max():.2g} when only masked pixels change"
+
+
+def _until(back: Tensor, answer: Tensor, mask: Mask) -> Tensor:
+    """`answer` with what it says about places after `back` (B, 1) left out."""
+    if answer.shape[1] == mask.masked_ids.shape[1]:
+        return torch.where((mask.masked_ids <= back).unsqueeze(-1), answer, 0)
+    return torch.where((torch.arange(answer.shape[1]) <= back).unsqueeze(-1), answer, 0) if answer.shape[1] == math.prod(mask.grid) else answer
 
 
 def _answers(learner: Learner, encoder: nn.Module, x: Signal, noise: Tensor | None, mask: Mask | None) -> tuple[list[Mask], list[Tensor]]:

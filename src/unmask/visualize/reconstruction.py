@@ -136,10 +136,16 @@ def pixel_objective(learner: nn.Module) -> tuple[str, Pixels]:
     raise Refused(f"reconstruct draws predicted pixels; this network predicts {targets} instead: see `unmask show features` for what it learned")
 
 
+def first_half(grid: tuple[int, ...], x: Tensor) -> Mask:
+    """The mask that shows the first half of every picture, in reading order."""
+    seen, hidden = torch.arange(math.prod(grid), device=x.device).expand(len(x), -1).tensor_split([math.prod(grid) // 2], dim=1)
+    return Mask(seen, hidden, grid)
+
+
 def draw_mask(learner: MaskedModel, x: Tensor, seed: int = 0) -> Mask:
     """One mask a picture from the network's own strategy: the same for the same seed, on every machine."""
     if isinstance(learner.masking, Prefix):
-        return learner.masking.half(learner.encoder.grid(x), len(x), x.device)
+        return first_half(learner.encoder.grid(x), x)
     mask = learner.draw_mask(x, seeds.uniform((len(x), learner.draws(x)), seed, "reconstruct").to(x.device))
     if mask is None:
         raise Refused("this network masks nothing, so there is nothing to reconstruct")
