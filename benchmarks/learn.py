@@ -92,7 +92,7 @@ class Ground:
         format, size, seed = survey(source, seed=self.words.seed), self.settings["img_size"], self.words.seed  # as a run measures it
         pictures = Pictures(source, format, Views(), size, seed)
         held = Pictures(open_source(str(self.val)), format, Views(), size, seed) if self.val else None
-        teach, judging, judge, _ = parts(pictures, held, str(self.train), seed)
+        pictures, teach, judging, judge, _ = parts(pictures, held, str(self.train), seed)
         most = JUDGED.get(self.words.budget, (None, None))
         shuffle = np.random.default_rng(seed).permutation
         return (pictures, sorted(shuffle(teach)[: most[0]].tolist())), (judging, sorted(shuffle(judge)[: most[1]].tolist()))

@@ -187,3 +187,21 @@ def test_threads_that_wait_sleep_unless_the_user_says_otherwise(own, then, monke
     if own:
         monkeypatch.setenv("OMP_WAIT_POLICY", own)
     assert cli.main(["--version"]) == 0 and os.environ["OMP_WAIT_POLICY"] == then
+
+
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        ("--init timm:vit_tiny_patch16_224 mae d", "mae"),
+        ("--out mae simmim d --method.cell 16", "simmim"),
+        ("--img_size 32 32 --no-flag mae d --out x", "mae"),
+        ("--out=mae my_method.py:Mine d", "my_method.py:Mine"),
+    ],
+)
+def test_the_method_is_no_value_of_an_option(words, method):
+    assert cli.method_of("pretrain", words.split()) == method
+
+
+def test_data_of_the_hub_is_no_method(tmp_path):
+    (tmp_path / "c.yaml").write_text("method: simmim\n")
+    assert cli.method_of("pretrain", f"--config {tmp_path / 'c.yaml'} hf:cifar10".split()) == "simmim"

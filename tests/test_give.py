@@ -121,11 +121,12 @@ def test_another_size_on_the_way_out(run, tmp_path, capsys):
         (["--to", "timm", "--license", "all mine", "--out", "x"], "short name"),
         (["--to", "hf", "--with_decoder", "--img_size", "64", "--out", "x"], "leave --img_size out"),
         (["--to", "timm", "--out", "x", "--img_size", "30"], "no multiple"),
+        (["--to", "safetensors", "--out", "{run}"], "is a run, whose encoder.safetensors is its own"),
     ],
 )
 def test_what_is_wrong_is_refused_in_one_line(words, answer, run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, _, err = said(capsys, "export", run, *words)
+    code, _, err = said(capsys, "export", run, *(word.format(run=run) for word in words))
     assert code == 2 and answer in err and len(err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
 

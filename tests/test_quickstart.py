@@ -121,13 +121,15 @@ def test_again_it_goes_on(small, capsys):
     """The same command trains nothing again and measures the same; another seed is refused."""
     out, result, _ = small
     before = (out / "run" / "encoder.safetensors").stat().st_mtime_ns
-    again = quickstart.run(out, seed=2)
+    again = quickstart.run(out, seed=2, steps=4)
     assert (out / "run" / "encoder.safetensors").stat().st_mtime_ns == before
     assert "finished" in capsys.readouterr().out
     same = {who: {name: row["top1"] for name, row in rows.items()} for who, rows in again["figures"].items()}
     assert same == {who: {name: row["top1"] for name, row in rows.items()} for who, rows in result["figures"].items()}
     with pytest.raises(Refused, match="seed 2, not 0"):
-        quickstart.run(out)
+        quickstart.run(out, steps=4)
+    with pytest.raises(Refused, match="steps 4, not 400"):
+        quickstart.run(out, seed=2)
 
 
 def test_help_needs_no_torch():

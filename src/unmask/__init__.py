@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from unmask.api import report as report
     from unmask.api import resume as resume
     from unmask.api import runs as runs
+    from unmask.api import show_encoder as show_encoder
+    from unmask.api import show_mask as show_mask
+    from unmask.api import show_views as show_views
+    from unmask.api import show_weights as show_weights
     from unmask.api import train_tokenizer as train_tokenizer
     from unmask.api.compare import compare as compare
     from unmask.api.neighbours import neighbours as neighbours
@@ -40,6 +44,7 @@ VERBS = (
     *("pretrain", "resume", "train_tokenizer"),
     *("evaluate", "compare", "embed", "neighbours"),
     *("reconstruct", "inspect", "report", "runs"),
+    *("show_encoder", "show_mask", "show_views", "show_weights"),
     *("export", "load_encoder", "load_transform"),
 )
 PLACES = dict.fromkeys(VERBS, "unmask.api")

@@ -159,8 +159,21 @@ def arrange(name: str, positional: list[str], values: dict[str, Any]) -> list[An
 
 
 def is_method(word: str) -> bool:
-    """Whether a word names a method: one of ours, `file.py:Name` or `package.module:Name`."""
-    return word in METHODS | TOKENIZERS or re.fullmatch(r".+(\.py|\w):[A-Za-z_]\w*", word) is not None
+    """Whether a word names a method: one of ours, `file.py:Name` or `package.module:Name`; `hf:NAME` is data."""
+    return word in METHODS | TOKENIZERS or (re.fullmatch(r".+(\.py|\w):[A-Za-z_]\w*", word) is not None and not word.startswith("hf:"))
+
+
+def bare(name: str, words: list[str]) -> Iterator[str]:
+    """The words that are no option and no option's value, as far as that can be told before the method's own options are known."""
+    flags = {option.name for cls in COMMANDS[name].settings for option in Group("", cls).options().values() if option.flag}
+    valued = False  # whether the word before is an option that waits for its value; further numbers of it are no methods anyway
+    for word in words:
+        if word.startswith("--"):
+            valued = "=" not in word and word[2:] not in flags and not word.startswith("--no-")
+        elif valued:
+            valued = False
+        else:
+            yield word
 
 
 def method_of(name: str, words: list[str]) -> str | None:
@@ -172,7 +185,7 @@ def method_of(name: str, words: list[str]) -> str | None:
         return load(run).get("method") if run else None
     if name not in BEGIN:
         return None
-    method = next((word for word in words if is_method(word)), None)
+    method = next((word for word in bare(name, words) if is_method(word)), None)
     for i, word in enumerate(words):
         if method is None and word.partition("=")[0] == "--config":
             file = word.partition("=")[2] or "".join(words[i + 1 : i + 2])
@@ -188,12 +201,13 @@ def groups(name: str, words: list[str]) -> list[Group]:
     own = [Group(cls.__name__.lower(), cls) for cls in COMMANDS[name].settings]
     if method is not None:
         own = [group for group in own if group.cls not in RUN] + groups_of(method)
-    return [*own, Group("said", Said)]
+    return [*own, Group("what is printed", Said)]
 
 
 def overview() -> str:
     """The help of unmask itself."""
-    lines = [f"  {f'{name} {command.places}'.strip():<34}{command.says}" for name, command in COMMANDS.items()]
+    left = {f"{name} {command.places}".strip(): command.says for name, command in COMMANDS.items()}
+    lines = [f"  {words:<{max(map(len, left)) + 2}}{says}" for words, says in left.items()]
     return "\n".join(["usage: unmask COMMAND …", "", "Masked image modelling: any folder of pictures in, a proven encoder out.", "", *lines, EXAMPLE])
 
 

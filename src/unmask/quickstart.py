@@ -54,11 +54,11 @@ def run(out: str | Path = "unmask-quickstart", seed: int = 0, steps: int | None 
 
     `steps`: another length than the 400 steps of the default, for a quick look or a longer try.
     """
-    out = Path(out)
-    _refuse(out, seed)
+    out, steps = Path(out), steps or SETTINGS["steps"]
+    _refuse(out, seed, steps)
     print(f"MAE on {len(PHOTOGRAPHS)} photographs, nothing to download: three to four minutes on two free cores. Everything goes to {out}/\n")
     train, val = _photographs(out / "photographs", seed)
-    _pretrain(out / "run", train, seed, steps or SETTINGS["steps"])
+    _pretrain(out / "run", train, seed, steps)
     figures = _measure(out / "run", train, val, seed)
     few = [str(sorted((val / Path(name).stem).glob("*.png"))[0]) for name in PHOTOGRAPHS[:8]]
     _say("reconstruct", out / "run", "CROPS…", "--out", out / "reconstruction.png")
@@ -74,8 +74,8 @@ def run(out: str | Path = "unmask-quickstart", seed: int = 0, steps: int | None 
     return {"loss": losses, "figures": figures, "export": exported["difference"], "out": str(out)}
 
 
-def _refuse(out: Path, seed: int) -> None:
-    """Refuse a folder of somebody else's, and one of another seed."""
+def _refuse(out: Path, seed: int, steps: int) -> None:
+    """Refuse a folder of somebody else's, and one of another seed or length."""
     if out.is_file() or (out.is_dir() and (others := sorted({entry.name for entry in out.iterdir()} - {*PARTS, ".photographs"}))):
         held = f"holds {others[0]}" if out.is_dir() else "is a file"
         raise Refused(f"--out {out} {held}, which is not the quickstart's: choose another folder")
@@ -83,8 +83,10 @@ def _refuse(out: Path, seed: int) -> None:
     if config.is_file():
         from unmask.options import load
 
-        if (before := load(config).get("seed")) != seed:
-            raise Refused(f"--out {out} holds a quickstart with seed {before}, not {seed}: choose another folder")
+        before = load(config)
+        for name, value in (("seed", seed), ("steps", steps)):
+            if before.get(name) != value:
+                raise Refused(f"--out {out} holds a quickstart with {name} {before.get(name)}, not {value}: choose another folder")
 
 
 def _photographs(folder: Path, seed: int) -> tuple[Path, Path]:

@@ -227,7 +227,7 @@ class Train:
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
     devices: int = 1  # devices (on the CPU: processes) on each machine
     nodes: int = 1  # machines
-    strategy: Literal["auto", "ddp"] = "auto"  # how several processes share the work
+    strategy: Literal["auto", "ddp"] = "auto"  # how several processes share the work: ddp, which auto takes too
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"  # auto: what the hardware is fast at
     compile: Literal["auto", "yes", "no"] = "auto"  # torch.compile; auto: on CUDA
     checkpoint_every: int | None = None  # steps between checkpoints; not given: about every five minutes

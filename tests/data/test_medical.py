@@ -357,6 +357,7 @@ def test_patients_are_kept_apart(tmp_path, capsys):
     found = parts(pictures, None, "data", 0)
     patient = [int(os.path.basename(pictures.source.name(index)).split(".")[0]) // 5 for index in range(60)]
     teach, judge = ({patient[index] for index in part if patient[index]} for part in (found.teach, found.judge))
+    assert found.teaching.labels.groups is not None, "who holds a part of the teaching side apart keeps patients whole too"
     assert judge and not teach & judge and len(found.teach) + len(found.judge) == 60
     said = capsys.readouterr().out
     assert "patients" in said and "secret" not in said and "groups" in found.said

@@ -91,7 +91,7 @@ def test_a_class_of_one_group_is_only_learnt_from_and_one_group_is_refused():
 
 def test_the_order_in_which_parts_are_chosen(tmp_path):
     labels = [0, 1] * 20
-    teach, _, judge, said = parts(pictures(40, labels), None, "x", 0)
+    _, teach, _, judge, said = parts(pictures(40, labels), None, "x", 0)
     assert (len(teach), len(judge)) == (32, 8) and "kept apart" in said
     table = {"label": labels, "split": ["train"] * 20 + ["val"] * 8 + ["test"] * 10 + [""] * 2}
     given = parts(pictures(40, table), None, "x", 0)

@@ -167,7 +167,7 @@ def test_wildfires_stay_whole(run, shared_data, tmp_path):
     for label, kind in (("cls", "classes"), ("burn_fraction", "numbers")):
         seen = Pictures(open_source(str(data), Labelled(label=label, group="fire", split="-")), form, Views(), (16, 16))
         for seed in range(5):
-            teach, _, judge, said = parts(seen, None, "x", seed)
+            _, teach, _, judge, said = parts(seen, None, "x", seed)
             sides = [set(seen.labels.groups[rows].tolist()) for rows in (teach, judge)]
             assert not sides[0] & sides[1] and "of 20 groups, kept apart" in said and 0.15 < len(judge) / 1050 < 0.25, said
             shares = [np.mean(seen.labels.values[rows] == 0) for rows in (teach, judge)]  # fire edges, or nothing burnt

@@ -171,6 +171,12 @@ def test_a_signal_before_the_first_step_works_at_once_and_leaves_nothing(data, t
 def test_a_finished_run_says_so_and_changed_settings_are_refused_by_name(whole, capsys):
     assert start.again(whole, False, {}) == whole
     assert "finished" in capsys.readouterr().out
+    before = (whole / "config.yaml").read_text(), (whole / "status.json").read_text()
+    with pytest.raises(Refused, match=r"--depth: the network would not be the run's"):
+        start.again(whole, True, {"depth": 3})
+    with pytest.raises(Refused, match="--time is for a new run"):
+        start.again(whole, False, {"time": 10})
+    assert before == ((whole / "config.yaml").read_text(), (whole / "status.json").read_text()), "what is refused leaves the run as it was"
     with pytest.raises(Refused, match=r"--lr.*--force"):
         start.again(whole, False, {"lr": 0.5})
     assert json.loads((whole / "status.json").read_text())["status"] == "finished"

@@ -95,7 +95,7 @@ def test_a_run_for_each_subset(encoder, data, tmp_path):
     assert [p.name for p in sorted((tmp_path / "runs").iterdir())] == ["subset-0", "subset-1"]
     again = api.evaluate("lowshot", encoder, str(data), **words)  # reads what is there
     assert again["each"] == row["each"] and again["seconds"] == row["seconds"]
-    with pytest.raises(Refused, match="another subset"):
+    with pytest.raises(Refused, match="another shots"):
         api.evaluate("lowshot", encoder, str(data), **words | {"shots": 3})
 
 

@@ -5,7 +5,6 @@ No torch at import in this package: a verb imports what it needs when it is call
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,6 +72,7 @@ def sight_of(name: str | Path, data: Any, look: Look, labels: Any, opened: Any =
     from unmask.data.statistics import survey
     from unmask.data.transform import format_for
     from unmask.interchange.encoder import load_encoder
+    from unmask.training.pace import cores
 
     source = open_source(data, labels)
     for line in () if source is data else source.said:  # one that was opened before has been introduced before
@@ -91,7 +91,7 @@ def sight_of(name: str | Path, data: Any, look: Look, labels: Any, opened: Any =
     auto = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if look.accelerator not in ("auto", "cpu", auto):
         raise Refused(f"--accelerator {look.accelerator}: this machine has none")
-    workers = look.workers if look.workers is not None else 0 if len(source) < FEW else min(8, len(os.sched_getaffinity(0)))
+    workers = look.workers if look.workers is not None else 0 if len(source) < FEW else min(8, cores())
     return opened, pictures, {"batch_size": look.batch_size, "workers": workers, "device": auto if look.accelerator == "auto" else look.accelerator}
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from unmask.api import transfer
 from unmask.api.asked import Look, check_data, settings_of, sight_of
 from unmask.errors import Refused
 from unmask.interchange.naming import identify
@@ -55,13 +56,16 @@ def compare(data: Any, encoders: str | Path | Sequence[str | Path], **settings: 
     contenders, sight = _contenders(words, source, val, look)
     first = contenders[0]
     split = parts(first.teaching, first.judging if val is not None else None, str(data), look.seed)
+    assert split.teaching.labels is not None
+    taught = split.teaching.labels.rows(split.teach)
+    print("\n".join(taught.said()))
     print(f"{len(split.teach):,} pictures teach, {len(split.judge):,} judge ({split.said}); {first.encoder.img_size[0]} x {first.encoder.img_size[1]} pixels")
     for one in contenders:
-        one.judging.labels = split.judging.labels
+        one.teaching.labels, one.judging.labels = split.teaching.labels, split.judging.labels
     if asked.finetune:
         contenders = [one if one.entrant.kind == "pixels" else _tuned(one, data, look, asked) for one in contenders]
     found = measure(contenders, split.teach, split.judge, split.said, seed=look.seed, pooling=asked.pooling, **sight)
-    told = {**found.told(), "data": str(data), "labels": None if asked.labels is None else str(asked.labels)}
+    told = {**found.told(), "data": str(data), "labels": None if asked.labels is None else str(asked.labels), **taught.balance()}
     return _write(found, told, write, first.judging, Path(asked.out))
 
 
@@ -146,28 +150,15 @@ def _contenders(words: Sequence[str], source: Any, val: Any, look: Look) -> tupl
 
 def _tuned(one: Any, data: Any, look: Look, asked: Compare) -> Any:
     """The contender with a finished run that trained it on the labels: made now, gone on with, or found finished from an earlier call."""
-    from unmask.api.train import resume
-    from unmask.api.transfer import teach
-    from unmask.options import load
-    from unmask.run.folder import RunFolder
-
     scratch = one.entrant.kind == "random"
     folder = Path(asked.out) / "finetune" / re.sub(r"[^\w.-]+", "-", one.entrant.name).strip("-.")
-    wanted = {"encoder": one.word, "data": str(data), "img_size": list(one.encoder.img_size), "seed": look.seed}
-    if (folder / "config.yaml").is_file():
-        kept = load(folder / "config.yaml")
-        other = next((name for name, value in wanted.items() if kept.get(name) != value), None)
-        if other is not None:
-            raise Refused(f"{folder} is a run of another {other} ({kept.get(other)}, now {wanted[other]}): give another --out")
-        if RunFolder.open(folder).read_status().get("status") != "finished":
-            resume(folder)
-        return replace(one, tuned=folder)
     labelled = {name: getattr(asked, name) for name in ("val", *(field.name for field in fields(Labelled)))}
     labelled = {name: str(value) if isinstance(value, Path) else value for name, value in labelled.items()}
     drawn = {"patch_size": look.patch_size, "in_chans": look.in_chans} if one.word.startswith("random:") else {}
     more = {"scratch": scratch, "img_size": one.encoder.img_size, "seed": look.seed, "epochs": asked.finetune_epochs, "workers": look.workers, "tile": look.tile}
     more |= {"accelerator": look.accelerator, "max_bad_share": look.max_bad_share, "window": look.window, **drawn, **labelled}
-    teach("finetune", one.word, data, out=folder, **{name: value for name, value in more.items() if value is not None})
+    recipe, _ = transfer.asked("finetune", one.word, data, folder, None, {name: value for name, value in more.items() if value is not None})
+    transfer.one(recipe, folder)
     return replace(one, tuned=folder)
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from unmask.api.asked import check_data
 from unmask.errors import Refused
 from unmask.interchange.naming import identify
+from unmask.options import load
 from unmask.recipe import Recipe, settle
-from unmask.settings import within
+from unmask.settings import Lessons, within
 
 
 @dataclass(frozen=True)
@@ -109,15 +110,28 @@ def several(encoder: str | Path, data: Any, few: Lowshot, **settings: Any) -> di
 
 
 def one(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """The row of one subset's run: made, gone on with, or read."""
+    """The row of a run that may be there already: made, gone on with, or read. Refused where `folder` holds a run of other settings."""
     from unmask.training import start
 
     if not (folder / "config.yaml").is_file():
         start.begin(recipe, folder)
-    elif not (folder / "evaluations.jsonl").is_file():
-        start.again(folder, False, {})
-    row = figures_of(folder)
-    for name in ("shots", "share", "subset"):
-        if row[name] != getattr(recipe.input, name):
-            raise Refused(f"{folder} holds a run of another subset (its {name} is {row[name]}): give another --out")
+    else:
+        refuse_other(recipe, folder)
+        if not (folder / "evaluations.jsonl").is_file():
+            start.again(folder, False, {})
+    row, epochs = figures_of(folder), recipe.train.epochs
+    if epochs is not None and abs(row["epochs"] - epochs) > row["batch_size"] / row["n_train"] + 0.01:  # a run has whole steps
+        raise Refused(f"{folder} is a run of another length ({row['epochs']:g} epochs, now {epochs:g}): give another --out")
     return row
+
+
+def refuse_other(recipe: Recipe, folder: Path) -> None:
+    """Refused where a person asked for something else than what the run in `folder` was made from."""
+    from unmask.training.start import FREE
+
+    kept, now = load(folder / "config.yaml"), recipe.lines()
+    words = {"data", "encoder", "scratch", "seed", *(field.name for field in fields(Lessons))} | recipe.given
+    for name in sorted(words - FREE - {"epochs"}):  # a run keeps its steps instead
+        value = list(now[name]) if isinstance(now[name], tuple) else now[name]
+        if kept.get(name) != value and value != "auto" and (value is not None or name not in ("tile", "window")):  # those are chosen for the run
+            raise Refused(f"{folder} is a run of another {name} ({kept.get(name)}, now {value}): give another --out")

@@ -28,7 +28,8 @@ LABEL_HELP = "put each class in a folder of its own, or give --labels FILE (CSV,
 class Parts(NamedTuple):
     """Who teaches, who judges, and how that was chosen, in words."""
 
-    teach: list[int]  # numbers in the pictures that were given
+    teaching: Pictures  # those that were given; DICOM files with their patients as groups
+    teach: list[int]  # numbers in `teaching`
     judging: Pictures  # with labels in the teaching pictures' names
     judge: list[int]  # numbers in `judging`
     said: str
@@ -57,11 +58,11 @@ def parts(pictures: Pictures, val: Pictures | None, name: str, seed: int) -> Par
     folders = {word: np.intersect1d(numbers, known) for word, numbers in pictures.source.splits.items()}
     teach, judge = (next((folders[word] for word in words if word in folders), None) for words in (TRAIN, VAL))
     if teach is not None and judge is not None and len(teach) and len(judge):
-        return Parts(teach.tolist(), pictures, judge.tolist(), "DATA's own folders" + _warned(labels, teach, labels, judge))
+        return Parts(pictures, teach.tolist(), pictures, judge.tolist(), "DATA's own folders" + _warned(labels, teach, labels, judge))
     kept, held, said = held_out(labels.rows(known), HELD_OUT, seed)
     if not len(held):
         raise Refused(f"{name} has too few labelled pictures to keep some apart: give others to judge by with --val")
-    return Parts(known[kept].tolist(), pictures, known[held].tolist(), said)
+    return Parts(pictures, known[kept].tolist(), pictures, known[held].tolist(), said)
 
 
 def by_patient(pictures: Pictures) -> Pictures:
@@ -104,7 +105,7 @@ def _by_val(pictures: Pictures, val: Pictures, known: np.ndarray, name: str) -> 
         raise Refused(f"DATA and --val have no class in common: {', '.join(labels.names[:3])} … and {', '.join(val.labels.names[:3])} …")
     if unknown:
         print(f"warning: {unknown:,} pictures of --val are of {labels.kind} that {name} does not have: they are left out")
-    return Parts(known.tolist(), judging, judge.tolist(), "--val" + _warned(labels, known, judging.labels, judge))
+    return Parts(pictures, known.tolist(), judging, judge.tolist(), "--val" + _warned(labels, known, judging.labels, judge))
 
 
 def _by_column(pictures: Pictures, labels: Labels, known: np.ndarray, name: str) -> Parts:
@@ -116,7 +117,7 @@ def _by_column(pictures: Pictures, labels: Labels, known: np.ndarray, name: str)
         raise Refused(f"the split column of {name} names no pictures that {'judge' if len(of['train']) else 'teach'} (labelled pictures: {there})")
     spare = "".join(f", {len(of[part]):,} of {part or 'no part'} left alone" for part in ("test", "") if part != judges and len(of[part]))
     said = f"the split column: {judges} judges{spare}" + _warned(labels, of["train"], labels, of[judges])
-    return Parts(of["train"].tolist(), pictures, of[judges].tolist(), said)
+    return Parts(pictures, of["train"].tolist(), pictures, of[judges].tolist(), said)
 
 
 def _warned(labels: Labels, teach: np.ndarray, others: Labels, judge: np.ndarray) -> str:

@@ -2,7 +2,7 @@
 
 The crop is torchvision's RandomResizedCrop, which MAE uses (facebookresearch/mae, main_pretrain.py): ten tries of an area and an
 aspect, then a centred fall-back. Cropped 8-bit pictures are resized by torch's uint8 kernel, which equals Pillow's bicubic up to one
-grey level in about .3 % of the values and takes a third of its time; evaluation pictures are resized by Pillow itself, as timm does.
+grey level in about .3 % of the values and takes a fraction of its time; evaluation pictures are resized by Pillow itself, as timm does.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def measure(
     `by`: knn (k, temperature), linear (epochs) or both, of which linear chooses.
     """
     start = time.perf_counter()
-    teach, judging, judge, chosen = parts(pictures, val, name, seed)
+    pictures, teach, judging, judge, chosen = parts(pictures, val, name, seed)
     labels = pictures.labels
     assert labels is not None  # `parts` has refused it
     print("\n".join([*labels.rows(teach).said(), f"judged by {len(judge):,} pictures: {chosen}"]))

@@ -35,7 +35,7 @@ def measure(
 ) -> dict[str, Any]:
     """The figures of `protocol` (knn: k, temperature, pooling; linear: paper, epochs, pooling) with their 95 % intervals."""
     start = time.perf_counter()
-    teach, judging, judge, chosen = parts(pictures, val, name, seed)
+    pictures, teach, judging, judge, chosen = parts(pictures, val, name, seed)
     labels = pictures.labels
     assert labels is not None  # `parts` has refused it
     if more.get("paper") and labels.kind != "classes":

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import timm
 import torch
@@ -160,6 +159,8 @@ def whole_folder(out: str | Path, own: frozenset[str]) -> Iterator[Path]:
 
 def photograph(encoder: Encoder, count: int = 4) -> Tensor:
     """`count` crops of a real photograph that is on every machine (it comes with matplotlib), as the encoder wants them: (count, C, H, W)."""
+    import matplotlib  # its data alone is wanted here: training and evaluation do without it
+
     height, width = encoder.img_size
     with Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg") as file:
         picture = file.convert("RGB")

@@ -94,6 +94,8 @@ def export_safetensors(encoder: Encoder, out: str | Path, witness: Witness | Non
     file = out if out.suffix == ".safetensors" else out / "encoder.safetensors"
     if out.suffix != ".safetensors" and out.is_file():
         raise Refused(f"--out {out} is a file: give a folder, or a name that ends in .safetensors")
+    if (file.parent / "config.yaml").is_file():
+        raise Refused(f"--out {out} is a run, whose encoder.safetensors is its own: give another folder")
     keep = {name: value for name in ("mean", "std", "low", "high", "window", "tile") if (value := vars(encoder)[name]) is not None}
     content = save(tensors_of(encoder), metadata=describe(encoder.model, keep))
     opened = rebuild(encoder.name, encoder.kwargs).eval()

@@ -220,12 +220,13 @@ class Figure:
         return True if self.low > other.high else False if self.high < other.low else None
 
 
-FURTHER = ("finetune",)  # protocols that move the encoder's weights, and write their figure to the run that they began with too
+COLLAPSED, FALL = 1.5, 0.1  # effective rank, alone and beside its highest, under which pictures look alike to the encoder
+FURTHER = ("finetune",)  # protocols that move the encoder's weights, and write their figure to the run that they began with too (lowshot: with --finetune)
 
 
 def own(evaluations: Rows, supervised: bool) -> Rows:
     """The rows about a run's own weights, not about what was trained further from them."""
-    return [row for row in evaluations if supervised or row.get("protocol") not in FURTHER]
+    return [row for row in evaluations if supervised or (row.get("protocol") not in FURTHER and row.get("classifier") != "fine-tuned")]
 
 
 def said(metric: str, value: float, unit: bool = False) -> str:

@@ -19,6 +19,7 @@ from unmask.evaluation.knn import knn
 from unmask.evaluation.metrics import feature_std, rank_me, right
 from unmask.mask import Mask
 from unmask.model import Learner, MaskedModel, Predict, Signal, first
+from unmask.run.records import COLLAPSED, FALL
 from unmask.settings import Train
 from unmask.targets.pixels import Pixels
 from unmask.training.finish import trunk_of
@@ -29,7 +30,6 @@ PAIRS = 10_000_000  # pairs of a hidden and a visible patch whose distances are 
 MEMORY = 200e6  # bytes of pictures kept
 DRAWN = 6  # pictures in the drawing
 TOLD = 16  # pictures from which an effective rank tells something: of fewer it is small whatever the encoder does
-COLLAPSED, FALL = 1.5, 0.1  # effective rank, alone and beside its highest, under which pictures look alike to the encoder
 
 
 def baselines(learner: Learner, x: Signal, mask: Mask) -> dict[str, float]:

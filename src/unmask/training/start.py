@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from unmask.errors import Failed, Interrupted, Refused, UnmaskError
 from unmask.model import Learner
 from unmask.recipe import Recipe, settle
+from unmask.run.checkpoint import complete
 from unmask.run.folder import CONFIG, RunFolder, leads, refuse_taken, write_whole
 from unmask.settings import FORMAT
 from unmask.training import plan
@@ -68,6 +70,8 @@ def again(run: Path, force: bool, said: Mapping[str, Any]) -> Path:
     data = said.pop("data", None)
     before, after = settle(None, None, run / CONFIG, {}), settle(None, None, run / CONFIG, said)
     changed = [name for name, value in after.lines().items() if before.lines()[name] != value and name not in FREE]
+    if "time" in said:
+        raise Refused("--time is for a new run: say --steps or --epochs")
     if changed and not force:
         raise Refused(f"{', '.join('--' + name for name in changed)}: the run has another value, and would no longer be the uninterrupted run; --force takes it")
     if folder.read_status().get("status") == "finished" and not changed:
@@ -80,6 +84,8 @@ def again(run: Path, force: bool, said: Mapping[str, Any]) -> Path:
             with stop.at_once():
                 folder.take()
                 after = check_data(folder, after, data, force)
+                if changed:
+                    check_network(folder, after, changed)
                 if said:
                     write_whole(run / CONFIG, after.text())
                     folder.log(f"resumed with other settings: {said}")
@@ -98,9 +104,22 @@ def check_data(folder: RunFolder, recipe: Recipe, data: Any, force: bool) -> Rec
     if fingerprint != kept["fingerprint"] and not force:
         raise Refused(f"the pictures in {recipe.data} are not those that the run began with ({kept['count']:,} then, {count:,} now); --force goes on with them")
     torch.set_num_threads(kept["threads"])  # another number of threads adds in another order: the last bits would differ
-    if recipe.train.time is not None:
-        raise Refused("--time is for a new run: say --steps or --epochs")
     return replace(recipe, train=plan.fixed(recipe.train, count))
+
+
+def check_network(folder: RunFolder, recipe: Recipe, changed: Sequence[str]) -> None:
+    """Refused where the network that the changed settings make is not that of the newest checkpoint: not even --force turns one into the other."""
+    kept = json.loads((folder.path / DATA).read_text(encoding="utf-8"))
+    made = {name: list(tensor.shape) for name, tensor in task_of(recipe).build(recipe, kept).state_dict().items()}
+    for checkpoint in complete(folder.checkpoints)[-1:]:
+        with safe_open(checkpoint / "model.safetensors", framework="pt") as file:
+            there = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        other = next((name for name in sorted(made | there) if made.get(name) != there.get(name)), None)
+        if other is not None:
+            raise Refused(
+                f"{', '.join('--' + name for name in changed)}: the network would not be the run's ({other}: {made.get(other)}, there {there.get(other)}); "
+                f"begin another run with it: unmask pretrain … --init {folder.path}"
+            )
 
 
 def keep_data(folder: RunFolder, kept: Mapping[str, Any]) -> None:

@@ -51,10 +51,11 @@ def measure(
 ) -> dict[str, Any]:
     """The figures of logistic regression (of numbers: ridge regression) on `seeds` subsets: mean, 95 % interval over the subsets, each of them."""
     start = time.perf_counter()
-    teach, judging, judge, chosen = parts(pictures, val, name, seed)
+    pictures, teach, judging, judge, chosen = parts(pictures, val, name, seed)
     labels = pictures.labels
     assert labels is not None  # `parts` has refused it
     subsets = [few(labels, teach, shots, share, seed, number) for number in range(seeds)]
+    print("\n".join(labels.rows(teach).said()))
     print(f"{seeds} subsets of {len(subsets[0]):,} of {len(teach):,} pictures; judged by {len(judge):,}: {chosen}")
     union = sorted(set().union(*subsets))
     train = extract(encoder, pictures, union, batch_size, workers, device, title="pictures to learn from")
@@ -69,7 +70,7 @@ def measure(
         rows.append(score(test.kind, answers, test.truth(), seed, test.groups, labels.names))
     fit = {"classifier": "ridge regression"} if train.kind == "numbers" else {"classifier": "logistic regression", "l2": l2}
     row = {"protocol": "lowshot", "kind": test.kind, **together(rows), **fit, "pooling": pooling, "img_size": list(encoder.img_size), "seed": seed}
-    row |= {"shots": shots, "share": share, "n_train": len(subsets[0]), "n_val": len(test), "val": chosen, "model": encoder.name}
+    row |= {"shots": shots, "share": share, "n_train": len(subsets[0]), "n_val": len(test), "val": chosen, "model": encoder.name, **labels.rows(teach).balance()}
     return row | {"skipped": train.skipped + test.skipped, "seconds": round(time.perf_counter() - start, 2)}
 
 

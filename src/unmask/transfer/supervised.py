@@ -29,11 +29,12 @@ class Asked:
 class Supervised:
     """The pictures that teach, with their labels, as the loop wants them; beside them those that judge.
 
-    `truth` belongs to the rows of `pictures`; of `judging`, whose labels are `verdicts`, the rows `judge` are used.
+    `labels` are those of `pictures`; of `judging`, whose labels are `verdicts`, the rows `judge` are used. `chosen`: how they were told apart.
     """
 
-    def __init__(self, pictures: Pictures, truth: Tensor, judging: Pictures, judge: Sequence[int], verdicts: Tensor, asked: Asked):
-        self.pictures, self.truth, self.asked = pictures, truth, asked
+    def __init__(self, pictures: Pictures, labels: Labels, judging: Pictures, judge: Sequence[int], verdicts: Tensor, asked: Asked, chosen: str):
+        self.pictures, self.labels, self.asked, self.chosen = pictures, labels, asked, chosen
+        self.truth = torch.from_numpy(labels.values)
         self.judging, self.judge, self.verdicts = judging, list(judge), verdicts
         self.quarantine = pictures.quarantine
 

@@ -47,8 +47,8 @@ class Teaching(Task):
         source = open_source(recipe.data, recipe.input)
         encoder, format, said = begun(recipe, source)
         recipe = replace(recipe, trunk=replace(recipe.trunk, img_size=encoder.img_size, in_chans=encoder.in_chans), input=replace(recipe.input, tile=encoder.tile))
-        feed, chosen = taught(recipe, source, format)
-        said += [*source.said, said_of(feed.asked, len(feed), len(feed.judge), chosen, recipe.input.shots, recipe.input.share)]
+        feed = taught(recipe, source, format)
+        said += [*source.said, *feed.labels.said(), said_of(feed.asked, len(feed), len(feed.judge), feed.chosen, recipe.input.shots, recipe.input.share)]
         recipe, more = choice.choose(recipe, len(feed), encoder.model.num_features)
         said += more
         kept = described(recipe, feed, format, encoder)
@@ -62,11 +62,11 @@ class Teaching(Task):
     def keep(self, recipe: Recipe, data: Any = None) -> dict[str, Any]:
         source = open_source(recipe.data if data is None else data, recipe.input)
         encoder, format, _ = begun(recipe, source)
-        return described(recipe, taught(recipe, source, format)[0], format, encoder)
+        return described(recipe, taught(recipe, source, format), format, encoder)
 
     def fingerprint(self, recipe: Recipe, data: Any = None) -> tuple[str, int]:
         source = open_source(recipe.data if data is None else data, recipe.input)
-        feed, _ = taught(recipe, source, Format(1, (0,), (255,), (0,), (1,)))  # which pictures: their numbers do not matter
+        feed = taught(recipe, source, Format(1, (0,), (255,), (0,), (1,)))  # which pictures: their numbers do not matter
         return feed.fingerprint, len(feed)
 
     def build(self, recipe: Recipe, kept: Mapping[str, Any]) -> Classifier:
@@ -74,7 +74,7 @@ class Teaching(Task):
 
     def feed(self, recipe: Recipe, kept: Mapping[str, Any], data: Any = None, quarantine: Path | None = None) -> Supervised:
         source = open_source(recipe.data if data is None else data, recipe.input)
-        return taught(recipe, source, format_of(kept), quarantine)[0]
+        return taught(recipe, source, format_of(kept), quarantine)
 
     def metadata(self, recipe: Recipe, kept: Mapping[str, Any], learner: Any) -> dict[str, str]:
         return describe(learner.encoder.trunk, statistics_of(recipe, kept)) | metadata_of(recipe.method, recipe.name, **words_of(kept))
@@ -132,7 +132,8 @@ def evaluation(recipe: Recipe, learner: Classifier, feed: Supervised, folder: Ru
         "seed": train.seed,
         "n_train": len(feed),
         "n_val": judged,
-        "val": recipe.input.val or "kept apart from DATA",
+        "val": feed.chosen,
+        **feed.labels.balance(),
         "steps": train.steps,
         "epochs": round((train.steps or 0) * (train.batch_size or 0) / len(feed), 2),
         "batch_size": train.batch_size,
@@ -169,14 +170,14 @@ def begun(recipe: Recipe, source: Any) -> tuple[Encoder, Format, list[str]]:
     return encoder, format, [*format.said, f"{encoder.source}: {encoder.name}, {weights:.1f} M weights, {' x '.join(map(str, encoder.img_size))} px"]
 
 
-def taught(recipe: Recipe, source: Any, format: Format, quarantine: Path | None = None) -> tuple[Supervised, str]:
-    """The pictures that teach and judge, and how they were told apart."""
+def taught(recipe: Recipe, source: Any, format: Format, quarantine: Path | None = None) -> Supervised:
+    """The pictures that teach and judge."""
     reading, method, size, seed = recipe.input, recipe.method, recipe.trunk.img_size, recipe.train.seed
     every = Pictures(source, format, Views(), size, seed, reading.max_bad_share, quarantine, reading.tile)
     val = None
     if reading.val is not None:
         val = Pictures(open_source(reading.val, reading), format, Views(), size, seed, reading.max_bad_share, quarantine, reading.tile)
-    teach, judging, judge, chosen = parts(every, val, str(recipe.data), seed)
+    every, teach, judging, judge, chosen = parts(every, val, str(recipe.data), seed)
     assert every.labels is not None and judging.labels is not None
     teach = few(every.labels, teach, reading.shots, reading.share, seed, reading.subset)
     distort = None
@@ -184,8 +185,8 @@ def taught(recipe: Recipe, source: Any, format: Format, quarantine: Path | None 
     if (strength or colour) and not undistorted(format):
         distort = Distortion(strength, colour, tuple(min(255, round(255 * mean)) for mean in format.mean))
     pictures = Pictures(Subset(source, teach), format, recipe.views, size, seed, reading.max_bad_share, quarantine, reading.tile, distort)
-    truth, verdicts = (torch.from_numpy(labels.values[rows]) for labels, rows in ((every.labels, teach), (judging.labels, judge)))
-    return Supervised(pictures, truth, judging, judge, verdicts, asked_of(every.labels, teach)), chosen
+    verdicts = torch.from_numpy(judging.labels.values[judge])
+    return Supervised(pictures, every.labels.rows(teach), judging, judge, verdicts, asked_of(every.labels, teach), chosen)
 
 
 def undistorted(format: Format) -> str:

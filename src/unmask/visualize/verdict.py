@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from unmask.run.records import METRICS, Figure, Rows, Run, number, said
+from unmask.run.records import COLLAPSED, FALL, METRICS, Figure, Rows, Run, number, said
 
 Mark = Literal["good", "bad", "open", "note"]
 BASELINES = (
@@ -202,7 +202,7 @@ def _rank(run: Run) -> list[Finding]:
     steps, ranks = run.column("rank")
     if not ranks:
         return []
-    if ranks[-1] < 2 or (len(ranks) > 2 and ranks[-1] < 0.1 * max(ranks)):
+    if ranks[-1] < COLLAPSED or ranks[-1] < FALL * max(ranks):
         return [
             Finding(
                 "bad",
