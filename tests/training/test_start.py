@@ -175,7 +175,7 @@ def test_a_finished_run_says_so_and_changed_settings_are_refused_by_name(whole, 
     with pytest.raises(Refused, match=r"--depth: the network would not be the run's"):
         start.again(whole, True, {"depth": 3})
     with pytest.raises(Refused, match="--time is for a new run"):
-        start.again(whole, False, {"time": 10})
+        start.again(whole, False, {"time": "10s"})
     assert before == ((whole / "config.yaml").read_text(), (whole / "status.json").read_text()), "what is refused leaves the run as it was"
     with pytest.raises(Refused, match=r"--lr.*--force"):
         start.again(whole, False, {"lr": 0.5})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -170,19 +171,15 @@ def fill_decoder(learner: nn.Module, name: str) -> list[str]:
     own = {key: value for key, value in learner.state_dict().items() if key.startswith(DECODER)}
     if f"{DECODER}mask_token" not in own:
         return []
-    try:
-        theirs, heads = _decoder_of(name)
-    except Refused:  # the encoder was opened: that is what was asked for
-        theirs, heads = {}, 0
+    theirs, heads = _decoder_of(name)
     if not theirs:
         return ["decoder: begins anew, the source has none"]
     last = {key for key in own if key.startswith(f"{DECODER}predict.")}
     mine = learner.get_submodule(f"{DECODER}blocks.0.attn").num_heads
-    depth, wanted = (len({key.split(".")[4] for key in keys if key.startswith(f"{DECODER}blocks.")}) for keys in (theirs, own))
-    width, here = (keys[f"{DECODER}mask_token"].shape[-1] for keys in (theirs, own))
-    if (depth, width, heads) != (wanted, here, mine):
-        sizes = f"--method.decoder_width {width} --method.decoder_depth {depth} --method.decoder_heads {heads}"
-        return [f"decoder: begins anew, the source's has another size ({sizes} takes it)"]
+    sizes = _size(theirs, heads)
+    if sizes != _size(own, mine):
+        words = " ".join(f"--method.{name} {value}" for name, value in sizes.items())
+        return [f"decoder: begins anew, the source's has another size ({words} takes it)"]
     fits = {key: value.float() for key, value in theirs.items() if key in own and own[key].shape == value.shape}
     if own.keys() - fits.keys() - last:
         return ["decoder: begins anew, the source's is of another kind"]
@@ -190,15 +187,31 @@ def fill_decoder(learner: nn.Module, name: str) -> list[str]:
     return ["decoder: continues from the source's" + ("" if last <= fits.keys() else ", but for its last layer (other patches or channels)")]
 
 
+def decoder_size(name: str) -> dict[str, int]:
+    """`decoder_width`, `decoder_depth` and `decoder_heads` of the decoder that a source holds; empty where it holds none that can continue."""
+    theirs, heads = _decoder_of(name)
+    return _size(theirs, heads) if theirs else {}
+
+
+def _size(decoder: Mapping[str, Tensor], heads: int) -> dict[str, int]:
+    blocks = {key.split(".")[4] for key in decoder if key.startswith(f"{DECODER}blocks.")}
+    return {"decoder_width": decoder[f"{DECODER}mask_token"].shape[-1], "decoder_depth": len(blocks), "decoder_heads": heads}
+
+
 def _decoder_of(name: str) -> tuple[dict[str, Tensor], int]:
     """The decoder that a source holds, by our names, and its heads; nothing where it holds none or one with places of its own."""
+    try:
+        return _held(name)
+    except Refused:  # the encoder was opened: that is what was asked for
+        return {}, 0
+
+
+def _held(name: str) -> tuple[dict[str, Tensor], int]:
     kind, where, _, told = identify(name)
     if kind in ("encoder file", "learner file"):
         beside = Path(where).with_name("model.safetensors")
         state, words = read_safetensors(beside if beside.is_file() else Path(where))
         if "method" in words:
-            import json
-
             given = json.loads(words["settings"]).get("decoder_heads")
             width = state.get(f"{DECODER}mask_token", torch.empty(0)).shape[-1]
             return {key: value for key, value in state.items() if key.startswith(DECODER)}, given or (width // 32 if width % 32 == 0 else 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from unmask.data.sources import Source, open_source
 from unmask.data.statistics import Format, survey
 from unmask.errors import Refused
 from unmask.interchange.encoder import describe, load_encoder, save_encoder
-from unmask.interchange.initialise import fill, fill_decoder
+from unmask.interchange.initialise import decoder_size, fill, fill_decoder
 from unmask.load import metadata_of
 from unmask.methods import find
 from unmask.model import Learner
@@ -116,9 +116,14 @@ def pictures_of(recipe: Recipe, source: Source, format: Format, quarantine: Path
 
 
 def started(recipe: Recipe) -> Recipe:
-    """With `--init`: the network is that of the weights, where it was not said."""
-    trunk = recipe.trunk
-    if trunk.init is None or trunk.model is not None:
+    """With `--init`: the network is that of the weights, and the decoder as large as the one beside them, where it was not said."""
+    trunk, names = recipe.trunk, {field.name for field in fields(recipe.method)}
+    if trunk.init is None:
+        return recipe
+    decoder = decoder_size(trunk.init)
+    if decoder.keys() <= names and all(getattr(recipe.method, name) is None for name in decoder):
+        recipe = replace(recipe, method=replace(recipe.method, **decoder))
+    if trunk.model is not None:
         return recipe
     opened = load_encoder(trunk.init, heads=trunk.heads, say=lambda line: None)  # the report follows when the network is filled
     sizes = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "patch_size": "patch_size"}
