@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 import time
 from pathlib import Path
@@ -170,6 +171,33 @@ def test_names_without_endings(photos):
     path = photos.parent / "ids.csv"
     path.write_text("id,label\na/1,x\n2,y\nb/1,z\n3,x\n")
     assert open_source(str(photos), str(path)).labels.values.tolist() == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "values", "says"),
+    [
+        (["one/0,x", "one/1,y"], [0, 1, -1, -1], "2 of 4 pictures have no row"),  # two/0 is not one/0
+        (["0,x", "one/1,y"], [-1, 1, -1, -1], "3 of 4 pictures have no row"),  # which 0?
+        (["0.png,x", "one/1.png,y"], [-1, 1, -1, -1], "1 of 2 paths in .* are none of these pictures"),
+        (["two/1,x", "one/1,y", "two/0,x", "one/0,y"], [1, 1, 0, 0], "read as classes"),
+    ],
+)
+def test_a_picture_without_a_row_takes_no_other_ones_label(tmp_path, rows, values, says):
+    for folder in ("one", "two"):
+        (tmp_path / "p" / folder).mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / "p" / folder / f"{number}.png").write_bytes(png(80 * number))
+    (tmp_path / "l.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    source = open_source(str(tmp_path / "p"), str(tmp_path / "l.csv"))
+    assert source.labels.values.tolist() == values and re.search(says, "\n".join(source.said))
+
+
+def test_a_row_of_another_folder_is_said(photos):
+    path = photos.parent / "names.csv"
+    path.write_text("path,label\n1.png,w\nelsewhere/3.png,x\n")
+    source = open_source(str(photos), str(path))
+    assert source.labels.values.tolist() == [-1, -1, -1, 1], "two pictures are called 1.png"
+    assert f"1 pictures are found by their file name: 'elsewhere/3.png' of {path} is taken for {photos / 'b/3.png'}" in source.said
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Label files: CSV, TSV or parquet, whose rows are found for each picture by its path.
 
-A path matches as it is given, relative to the file's folder or to DATA, and else by an unambiguous file name.
+A path matches as it is given, relative to the file's folder or to DATA, and else by a file name that only one picture has.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def label(source: Source, path: str, asked: Labelled) -> None:
     assert told is not None  # some column was chosen
     names = [str(name).strip() for name in table[named]]
     _refuse_contradictions(names, told, path, first)
-    rows = _matched(names, source, os.path.dirname(path))
+    rows, strangers = _matched(names, source, os.path.dirname(path))
     missing, unused = int((rows < 0).sum()), len(set(names)) - len({names[row] for row in set(rows[rows >= 0].tolist())})
     if missing == len(rows):
         raise Refused(f"no row of {path} matches a picture (its first path is '{names[0]}', the first picture is '{source.name(0)}')")
@@ -97,6 +97,9 @@ def label(source: Source, path: str, asked: Labelled) -> None:
     if source.labels is None:
         raise Refused(f"{path} has no label column (it has {', '.join(table)}), and the pictures lie in no class folders")
     source.said += said
+    if strangers:
+        one = strangers[0]
+        source.said += (f"{len(strangers):,} pictures are found by their file name: '{names[rows[one]]}' of {path} is taken for {source.name(one)}",)
     if missing:
         source.said += (f"{missing:,} of {len(rows):,} pictures have no row in {path}" + (": they have no label" if chosen.labels else ""),)
     if unused:
@@ -118,23 +121,41 @@ def _refuse_contradictions(names: Sequence[str], labels: Labels, path: str, firs
             raise Refused(f"{path}: '{name}' stands in rows {before + first} and {row + first} with different labels{hint}")
 
 
-def _matched(names: Sequence[str], source: Source, folder: str) -> np.ndarray:
-    """The row of each picture, -1 where there is none."""
+def _matched(names: Sequence[str], source: Source, folder: str) -> tuple[np.ndarray, list[int]]:
+    """(the row of each picture, -1 where there is none; the pictures whose row names other folders than theirs).
+
+    Paths come first. A file name counts where one row and one picture have it, and that row is no other picture's.
+    """
     import numpy as np
 
     exact = {os.path.normpath(os.path.join(folder, name)): row for row, name in enumerate(names)}
     exact |= {os.path.normpath(name): row for row, name in enumerate(names)}
-    bases: dict[str, set[str]] = {}
-    for name in names:
-        bases.setdefault(os.path.basename(name), set()).add(name)
-    row_of = {name: row for row, name in enumerate(names)}
-    single = {base: row_of[next(iter(full))] for base, full in bases.items() if len(full) == 1}
     bare = any(extension(name) not in PICTURES for name in names[:100])  # file names without their ending
-    found = []
-    for index in range(len(source)):
-        name = os.path.normpath(source.name(index))
-        inside = os.path.normpath(source.inside(index))
-        words = [name, inside, os.path.basename(name)]
-        words += [os.path.splitext(word)[0] for word in words] if bare else []
-        found.append(next((row for word in words if (row := exact.get(word, single.get(word) if os.sep not in word else None)) is not None), -1))
-    return np.array(found, np.int64)
+
+    def spelt(*words: str) -> list[str]:
+        return [*words, *(os.path.splitext(word)[0] for word in words)] if bare else list(words)
+
+    paths = [tuple(os.path.normpath(path) for path in (source.name(index), source.inside(index))) for index in range(len(source))]
+    found = np.array([next((exact[word] for word in spelt(*words) if word in exact), -1) for words in paths], np.int64)
+    taken = {names[row] for row in set(found[found >= 0].tolist())}
+    rows, pictures = dict[str, set[str]](), Counter[str]()
+    for name in names:
+        rows.setdefault(os.path.basename(name), set()).add(name)
+    for name, _ in paths:
+        pictures.update(set(spelt(os.path.basename(name))))
+    row_of, strangers = {name: row for row, name in enumerate(names)}, []
+    for index in np.flatnonzero(found < 0).tolist():
+        name = paths[index][0]
+        for word in spelt(os.path.basename(name)):
+            (row, *more) = rows.get(word, ("",))
+            if row and not more and pictures[word] == 1 and row not in taken:
+                found[index] = row_of[row]
+                strangers += [] if _same_folders(row, name) else [index]
+                break
+    return found, strangers
+
+
+def _same_folders(row: str, path: str) -> bool:
+    """Whether the folders that both name, from the last one on, are the same."""
+    mine, theirs = (os.path.normpath(word).split(os.sep)[-2::-1] for word in (row, path))
+    return all(one == other for one, other in zip(mine, theirs))
