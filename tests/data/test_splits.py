@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -74,10 +76,29 @@ def test_groups_stay_whole_and_the_sides_alike(kind):
         kept, held, said = held_out(labels, 0.2, seed)
         assert not set(groups[kept]) & set(groups[held]) and len(kept) + len(held) == 600
         assert 90 <= len(held) <= 150 and f"{len(set(groups[held]))} of 40 groups" in said, said
-        flat = values if kind == "classes" else values.argmax(axis=1) if kind == "tags" else (values[:, 0] > np.median(values)).astype(int)
-        shares = [np.bincount(flat[rows], minlength=3) / len(rows) for rows in (kept, held)]
+        if kind == "tags":
+            shares = [values[rows].mean(axis=0) for rows in (kept, held)]
+        else:
+            flat = values if kind == "classes" else (values[:, 0] > np.median(values)).astype(int)
+            shares = [np.bincount(flat[rows], minlength=3) / len(rows) for rows in (kept, held)]
         assert np.abs(shares[0] - shares[1]).max() < 0.1, said
     assert np.array_equal(held_out(labels, 0.2, 3)[1], held) and not np.array_equal(held_out(labels, 0.2, 4)[1], held)
+
+
+def test_groups_are_exchanged():
+    """Ten patients of six pictures, five leaning to each class: two of them held out can always be one of each."""
+    numbers = np.concatenate([np.repeat([0, 1], [5, 1] if patient < 5 else [1, 5]) for patient in range(10)])
+    for seed in range(20):
+        _, held, said = held_out(of_classes(numbers, np.repeat(np.arange(10), 6)), 0.2, seed)
+        assert np.bincount(numbers[held]).tolist() == [6, 6] and "differ by at most 0.0 points" in said
+
+
+def test_thousands_of_groups_are_divided_in_seconds():
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 5000, 20000)
+    begin = time.perf_counter()
+    kept, held, _ = held_out(of_classes(rng.integers(0, 100, 20000), groups), 0.2, 0)
+    assert time.perf_counter() - begin < 20 and not set(groups[kept]) & set(groups[held]) and 3600 < len(held) < 4400
 
 
 def test_a_class_of_one_group_is_only_learnt_from_and_one_group_is_refused():

@@ -6,6 +6,7 @@ Everybody who needs two parts asks `parts`; whoever needs a held-out part of one
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,6 +23,7 @@ HELD_OUT = 0.2  # of DATA's labelled pictures, where there are none to judge by
 TRAIN, VAL = ("train", "training"), ("val", "valid", "validation", "test", "testing")
 QUANTILES = 10  # strata of a quantity
 PASSES = 8  # rounds in which groups change sides, while that helps
+EXCHANGES = 10_000_000  # numbers that may be added up in looking for two groups to exchange: about half a second
 LABEL_HELP = "put each class in a folder of its own, or give --labels FILE (CSV, TSV or parquet with the columns path and label)"
 
 
@@ -215,8 +217,32 @@ def _iterative(strata: np.ndarray, share: float, order: np.ndarray) -> np.ndarra
     return held
 
 
+def _exchanged(held: np.ndarray, counts: np.ndarray, cost: Callable[[np.ndarray], np.ndarray], seed: int) -> np.ndarray:
+    """`held` (G,) after every exchange of a group held out for one that is not which lowers the cost of the counts (…, 1 + L) held out.
+
+    Single moves stop where each of them makes one side too large. Of many groups only some exchanges are tried.
+    """
+    held, have, helped, turn = held.copy(), counts[held].sum(axis=0), True, 0
+    tries = EXCHANGES // counts.shape[1]
+    while helped and tries > 0:
+        order = seeds.uniform((len(held),), seed, "exchanges", turn).numpy().argsort(kind="stable")
+        helped, turn = False, turn + 1
+        for out in order[held[order]]:
+            others = order[~held[order]][:tries]
+            tries -= len(others)
+            if not len(others):
+                break
+            costs = cost(have - counts[out] + counts[others])  # (others,)
+            if costs.min() < cost(have) - 1e-12:
+                best = others[costs.argmin()]
+                have = have - counts[out] + counts[best]
+                held[[out, best]] = False, True
+                helped = True
+    return held
+
+
 def _whole_groups(labels: Labels, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """Groups change sides, in a random order, as long as that brings every stratum nearer to its share."""
+    """Groups change sides, in a random order, then two by two, as long as that brings every stratum nearer to its share."""
     assert labels.groups is not None
     names, of = np.unique(labels.groups, return_inverse=True)
     if len(names) < 2:
@@ -240,6 +266,7 @@ def _whole_groups(labels: Labels, share: float, seed: int) -> tuple[np.ndarray, 
                 have, held[group] = moved, not held[group]
         if (before == held).all():
             break
+    held = _exchanged(held, counts, cost, seed)
     rows = held[of]
     if not held.any() or held.all():
         raise Refused("the groups cannot be divided into two parts: give others to judge by with --val")
