@@ -50,6 +50,10 @@ def told(labels, count: int = 4, **asked) -> tuple[Labels, str]:
         (["tench, Tinca", "shark, Carcharodon", "tench, Tinca", "x"], "classes", [1, 0, 1, 2], ["shark, Carcharodon", "tench, Tinca", "x"]),
         (["12.5", "NA", "3", ""], "numbers", [[12.5], [nan], [3], [nan]], ["label"]),
         (["1.0", "0.0", "", "1.0"], "classes", [1, 0, -1, 1], ["0", "1"]),
+        (["1.0", "0.0", "nan", "1.0"], "classes", [1, 0, -1, 1], ["0", "1"]),
+        (["NA", "0", "1", "N/A"], "classes", [-1, 0, 1, -1], ["0", "1"]),
+        (["2", "null", "None", "1"], "classes", [1, -1, -1, 0], ["1", "2"]),
+        (["none", "mild", "none", "severe"], "classes", [1, 0, 1, 2], ["mild", "none", "severe"]),
         ({"cat": [1, 0, 1, 1], "dog": ["0", "1", "", "1"]}, "tags", [[1, 0], [0, 1], [1, nan], [1, 1]], ["cat", "dog"]),
         ({"height": [1, 2, 3, 4], "age": [0.5, 1, 2, 3]}, "numbers", [[1, 0.5], [2, 1], [3, 2], [4, 3]], ["height", "age"]),
     ],
@@ -60,6 +64,10 @@ def test_what_columns_are_taken_for(given, kind, values, names):
     assert np.array_equal(labels.values, np.array(values), equal_nan=kind != "classes")
     assert labels.values.dtype == (np.int64 if kind == "classes" else np.float32)
     assert labels.known.tolist() == ([value >= 0 for value in values] if kind == "classes" else [not np.isnan(row).all() for row in values])
+
+
+def test_unknown_cells_are_counted():
+    assert told(["NA", "0", "1", ""])[1].endswith("; 2 of 4 unknown") and "unknown" not in told(["none", "mild", "none", "mild"])[1]
 
 
 def test_what_is_meant_goes_before_the_guess():

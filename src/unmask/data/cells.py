@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FEW = 20  # different whole numbers written with decimals (pandas writes class numbers so where some are missing) that are still classes
-NOTHING = {"na", "n/a", "nan", "null", "none"}  # what stands for an unknown number
+NOTHING = {"na", "n/a", "nan", "null", "none"}  # what stands for an unknown number; among words it is one of them
 SEPARATORS = (";", "|", ",")
 
 
@@ -44,13 +44,17 @@ class Column:
             return "nothing"
         if any(isinstance(cell, list) for cell in cells):
             return "lists"
-        found = {_form(cell) for cell in cells if not (isinstance(cell, str) and cell.lower() in NOTHING)}
+        found = {_form(cell) for cell in cells if not _nothing(cell)}
         return next((form for form in ("words", "decimal", "whole") if form in found), "words")
 
 
 def _different(cells: list[Any]) -> list[Any]:
     """Each cell once, where cells can be compared at once (lists cannot)."""
     return cells if any(isinstance(cell, list) for cell in cells) else list(dict.fromkeys(cells))
+
+
+def _nothing(cell: Any) -> bool:
+    return isinstance(cell, str) and cell.lower() in NOTHING
 
 
 def _form(cell: Any) -> str:
@@ -177,7 +181,8 @@ def classes(columns: Sequence[Column], names: Sequence[str] | None = None) -> tu
             raise Refused(f"{columns[0].place(int(wrong[0]))} …: {int(bits[wrong[0]].sum())} columns are 1, which are tags: --task tags")
         return np.where(bits.any(axis=1), bits.argmax(axis=1), -1).astype(np.int64), [column.name for column in columns]
     (column,) = columns
-    keys = [cell if cell is None else _class(cell, column, row) for row, cell in enumerate(column.cells)]
+    counts = column.form in ("whole", "decimal")
+    keys = [None if cell is None or (counts and _nothing(cell)) else _class(cell, column, row) for row, cell in enumerate(column.cells)]
     found = {key for key in keys if key is not None}
     if not found:
         raise Refused(f"{column.where} has no label: {column.name} is empty in every row")
@@ -259,7 +264,7 @@ def numbers(columns: Sequence[Column], names: Sequence[str] | None = None) -> tu
     found: Any = np.full((len(columns[0].cells), len(columns)), np.nan, np.float32)
     for number, column in enumerate(columns):
         for row, cell in enumerate(column.cells):
-            if cell is None or (isinstance(cell, str) and cell.lower() in NOTHING):
+            if cell is None or _nothing(cell):
                 continue
             try:
                 found[row, number] = float(cell)

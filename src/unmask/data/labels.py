@@ -180,6 +180,8 @@ def read(
         values, found = {"classes": classes, "tags": tags, "numbers": numbers}[kind](columns, names)
         labels = Labels(kind, values, found)  # type: ignore[arg-type]
         said.append(f"{', '.join(chosen.labels[:4])}{' …' if len(chosen.labels) > 4 else ''} read as {kind} ({why})")
+        unknown = int((~labels.known).sum())
+        said += [f"{unknown:,} of {len(labels):,} unknown"] if unknown else []
     if chosen.group:
         groups = _groups(columns_of({chosen.group: table[chosen.group]}, where, first)[0])
         said.append(f"groups by {chosen.group} ({len(set(groups.tolist())):,})")
