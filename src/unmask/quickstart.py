@@ -27,7 +27,7 @@ PHOTOGRAPHS = (  # half in colour, half grey; every one is a file of the wheel i
 SIDE = 48  # pixels a crop; the network sees 32: a random part while it trains, the middle afterwards
 LEFT = 0.64  # share of a photograph's width that is trained on; the rest only judges
 COUNTS = {"train": 160, "val": 64}  # crops of each photograph
-SETTINGS: Mapping[str, Any] = {  # what learned most in that time on two cores (docs/quickstart.md)
+SETTINGS: Mapping[str, Any] = {  # of a few that were tried by hand, what learned most in that time on two cores
     "model": "vit_tiny_patch16_224",
     "width": 128,
     "depth": 4,

@@ -105,7 +105,7 @@ class Views:
     """How a picture becomes the network's input while it trains (the random part runs in the workers)."""
 
     scale: tuple[float, float] = (0.2, 1.0)  # area of the random crop, as a share of the picture
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of the crop
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of the crop, beside that of the input
     flip: float = 0.5  # chance of a horizontal flip
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # how the crop is resized
 
