@@ -1,10 +1,10 @@
 """Does what an encoder knows survive the first steps of being pre-trained further (`--init`), at other sizes, channels and patches?
 
-A source is pre-trained on CIFAR-10 once; then runs on a small part of the pictures begin with it, each with a constant rate after
-a tenth of warm-up, and nearest neighbours are measured at checkpoints on pictures that no run has seen. Beside them stand the source
-itself at that size, and the same network with random weights.
+A source is pre-trained on CIFAR-10 once; then runs on a small part of the pictures begin with it, with the settings that `unmask pretrain`
+chooses, and nearest neighbours are measured at checkpoints on pictures that no run has seen. Beside them stand the source
+itself at that size, the same network with random weights, and the same run with the encoder at the full learning rate.
 
-    python benchmarks/continued.py [--source RUN] [--steps 150] [--rates 5e-4 5e-5] [--cases same larger grey patches]
+    python benchmarks/continued.py [--source RUN] [--steps 150] [--encoder_rates 0.1 1] [--cases same alone larger grey patches]
 
 Running it again goes on with what is missing (in runs/, not under version control). The result goes to
 benchmarks/results/continued-cifar10-cpu.json.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,18 @@ from unmask.settings import Views
 SHARED = Path(os.environ.get("UNMASK_DATA", ROOT.parent / "shared" / "data"))
 TRAIN, TEST = SHARED / "cifar10-train.parquet", SHARED / "cifar10-test.parquet"
 NETWORK = {"model": "vit_tiny_patch16_224", "width": 96, "depth": 4, "heads": 3, "patch_size": 4, "img_size": (32, 32)}
-DECODER = {"method.decoder_width": 48, "method.decoder_depth": 1, "method.decoder_heads": 3}
-SOURCE = NETWORK | DECODER | {"epochs": 7, "batch_size": 128, "base_lr": 2e-3, "workers": 0, "accelerator": "cpu", "monitor_every": 1_000_000}
+DECODER = {"method.decoder_width": 64, "method.decoder_depth": 1}
+SOURCE = NETWORK | DECODER | {"epochs": 4, "batch_size": 128, "lr": 1.5e-3, "workers": 0, "accelerator": "cpu", "monitor_every": 1_000_000}  # as learn.py's
 CASES: dict[str, dict[str, Any]] = {
     "same": {"img_size": (32, 32)},
+    "alone": {"img_size": (32, 32)} | DECODER,  # from the encoder's file: the decoder begins anew
     "larger": {"img_size": (48, 48)},
     "grey": {"img_size": (32, 32), "in_chans": 1},
     "patches": {"img_size": (64, 64), "patch_size": 8},
 }
 SMALL = 2500  # pictures that a continued run has
-TEACH, JUDGE = 2000, 1000  # labelled pictures for nearest neighbours, all from the test set
-AT = (10, 25, 50, 100, 150)  # steps at which the encoder is looked at
+TEACH, JUDGE = 2000, 2000  # labelled pictures for nearest neighbours, all from the test set
+AT = (25, 50, 100, 150)  # steps at which the encoder is looked at
 
 
 def part(folder: Path) -> Path:
@@ -71,12 +73,22 @@ def neighbours(encoder: Encoder) -> dict[str, Any]:
     return {"top1": round(100 * hits / JUDGE, 2), "interval": [round(end, 2) for end in wilson(hits, JUDGE)]}
 
 
+def start(case: str, source: Path, runs: Path) -> Path:
+    """What a case begins with: the run, or its encoder by itself."""
+    if case != "alone":
+        return source
+    alone = runs / "continued-encoder" / "encoder.safetensors"
+    alone.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / "encoder.safetensors", alone)
+    return alone
+
+
 def continued(case: str, rate: float, source: Path, data: Path, steps: int, runs: Path) -> list[dict[str, Any]]:
-    """One run that begins with the source, and its neighbours at each checkpoint."""
+    """One run that begins with the source, and its neighbours at each checkpoint; `rate`: the encoder's, beside the decoder's."""
     run = runs / f"continued-{case}-{rate:g}"
-    settings = {"init": str(source), "lr": rate, "min_lr": rate, "steps": steps, "batch_size": 64, "checkpoint_every": 5, "keep": 1000}
+    settings = {"init": str(start(case, source, runs)), "encoder_rate": rate, "steps": steps, "batch_size": 64, "checkpoint_every": 5, "keep": 1000}
     if not (run / "encoder.safetensors").is_file():
-        unmask.pretrain("mae", str(data), run, workers=0, accelerator="cpu", monitor_every=1_000_000, **settings, **CASES[case], **DECODER)
+        unmask.pretrain("mae", str(data), run, workers=0, accelerator="cpu", monitor_every=1_000_000, **settings, **CASES[case])
     rows = []
     for step in [step for step in AT if step <= steps]:
         file = run / "checkpoints" / f"step-{step:08d}" / "model.safetensors"
@@ -88,8 +100,8 @@ def beside(case: str, source: Path, data: Path, runs: Path) -> dict[str, Any]:
     """The source as it is, what a run begins with, and the network of that run with random weights."""
     run = runs / f"continued-{case}-begun"
     if not (run / "encoder.safetensors").is_file():  # a rate at which nothing moves
-        settings = {"init": str(source), "lr": 1e-30, "steps": 1, "batch_size": 64, "workers": 0, "accelerator": "cpu", "monitor_every": 1_000_000}
-        unmask.pretrain("mae", str(data), run, **settings, **CASES[case], **DECODER)
+        settings = {"init": str(start(case, source, runs)), "lr": 1e-30, "steps": 1, "batch_size": 64, "workers": 0, "accelerator": "cpu", "monitor_every": 1_000_000}
+        unmask.pretrain("mae", str(data), run, **settings, **CASES[case])
     encoders = {"source": load_encoder(source), "step 0": load_encoder(run), "random": load_encoder(run, random=True)}
     return {name: neighbours(encoder) for name, encoder in encoders.items()}
 
@@ -99,7 +111,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where run folders are made")
     parser.add_argument("--source", type=Path, help="the run that others begin with; not given: made in --runs")
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 5e-5])
+    parser.add_argument("--encoder_rates", type=float, nargs="+", default=[0.1, 1.0], help="the encoder's learning rate beside the decoder's; .1 is the default of a run")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the result goes")
     words = parser.parse_args()
@@ -110,9 +122,9 @@ def main() -> None:
     data, found = part(words.runs), []
     for case in words.cases:
         reference = beside(case, source, data, words.runs)
-        for rate in words.rates:
+        for rate in words.encoder_rates:
             rows = continued(case, rate, source, data, words.steps, words.runs)
-            found.append({"case": case, "settings": CASES[case], "rate": rate, "rows": rows} | reference)
+            found.append({"case": case, "settings": CASES[case], "encoder_rate": rate, "rows": rows} | reference)
             curve = "  ".join(f"{row['step']}: {row['top1']}" for row in rows)
             known = ", ".join(f"{name} {row['top1']}" for name, row in reference.items())
             print(f"{case} at {rate:g}: {known}; {curve}", flush=True)

@@ -216,6 +216,7 @@ class Train:
     lr: float | None = None  # the absolute peak learning rate, at the effective batch
     base_lr: float = 1.5e-4  # learning rate per 256 pictures of the effective batch; --lr goes before it
     min_lr: float = 0.0  # where the cosine ends
+    encoder_rate: float | None = None  # what the encoder's learning rate is multiplied by; not given: .1 with --init, else 1
     warmup_epochs: float = 40.0  # epochs of linear warm-up; never more than 10 % of the run
     weight_decay: float = 0.05  # of matrices; biases, norms and other vectors have none
     weight_decay_end: float | None = None  # cosine from weight_decay to this over the run; not given: constant
@@ -237,7 +238,7 @@ class Train:
     def __post_init__(self):
         within(self, "epochs lr base_lr eps clip", 0, above=True)
         within(self, "steps batch_size accumulate devices nodes checkpoint_every keep monitor_every", 1)
-        within(self, "min_lr warmup_epochs weight_decay weight_decay_end betas seed", 0)
+        within(self, "min_lr encoder_rate warmup_epochs weight_decay weight_decay_end betas seed", 0)
         if max(self.betas) >= 1:
             raise ValueError(f"betas must be less than 1, got {max(self.betas):g}")
         if self.time is not None:

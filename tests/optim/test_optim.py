@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from unmask.methods.mae import MAE
 from unmask.model import Learner
 from unmask.optim import groups, schedule
 from unmask.optim.lars import Lars
@@ -134,3 +135,18 @@ def test_a_group_carries_its_own_factor():
 def test_a_parameter_in_no_group_or_in_two_is_named(own, said):
     with pytest.raises(ValueError, match=said):
         groups.parameter_groups(Tiny(own), Train())
+
+
+def test_the_encoder_learns_at_a_rate_of_its_own():
+    """Every group is divided into the encoder's and the rest; a factor that was there is kept."""
+    learner = MAE(decoder_width=16, decoder_depth=1).build("vit_tiny_patch16_224", (32, 32), patch_size=16, width=24, depth=1, heads=2)
+    made, factors = groups.parameter_groups(learner, Train(encoder_rate=0.1))
+    inside = {id(parameter) for parameter in learner.encoder.parameters()}
+    assert len(made) == 4
+    for group, factor in zip(made, factors):
+        sides = {id(parameter) in inside for parameter in group["params"]}
+        assert len(sides) == 1 and (factor is None) != sides.pop() and (factor is None or factor(0.3) == 0.1)
+    plain, _ = groups.parameter_groups(learner, Train())
+    assert {id(p): group["weight_decay"] for group in plain for p in group["params"]} == {id(p): group["weight_decay"] for group in made for p in group["params"]}
+    _, scaled = groups.apart(plain[:1], [lambda progress: progress], learner, 0.1)
+    assert scaled[0](0.5) == pytest.approx(0.05) and scaled[1](0.5) == 0.5

@@ -33,7 +33,23 @@ def parameter_groups(learner: Learner, train: Train) -> tuple[list[Group], list[
     groups = [{"weight_decay": train.weight_decay} | group | {"params": list(group["params"])} for group in own]
     check_cover(learner, groups)
     factors = [_factor(group.pop("lr", None)) for group in groups]
-    return groups, factors
+    return (groups, factors) if train.encoder_rate is None else apart(groups, factors, learner, train.encoder_rate)
+
+
+def apart(groups: list[Group], factors: list[Factor | None], learner: Learner, rate: float) -> tuple[list[Group], list[Factor | None]]:
+    """The same groups with the encoder's parameters in groups of their own, whose learning rate is multiplied by `rate`."""
+    encoder = {id(parameter) for name, parameter in learner.named_parameters() if name.startswith("encoder.")}
+    parted: list[tuple[Group, Factor | None]] = []
+    for group, factor in zip(groups, factors):
+        for inside in (True, False):
+            params = [parameter for parameter in group["params"] if (id(parameter) in encoder) is inside]
+            if params:
+                parted.append((group | {"params": params}, _times(factor, rate) if inside else factor))
+    return [group for group, _ in parted], [factor for _, factor in parted]
+
+
+def _times(factor: Factor | None, rate: float) -> Factor:
+    return lambda progress: rate * (1.0 if factor is None else factor(progress))
 
 
 def _factor(given: float | Factor | None) -> Factor | None:

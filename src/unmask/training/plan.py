@@ -32,6 +32,7 @@ MERGED = 8  # patches a side that a stage-wise network (Swin) merges into one fe
 CPU_DEPTH = 6  # blocks of the network on a CPU: half of ViT-Tiny's, which sees twice the pictures in the same time
 SHORT = 20_000  # optimiser steps below which the paper's rate, made for hundreds of thousands, hardly moves the weights
 SHORT_RATE = 2e-3  # learning rate per 256 pictures for such runs (benchmarks/learn.py)
+INIT_RATE = 0.1  # of the encoder's rate with --init (benchmarks/continued.py)
 SAVE = 300.0  # seconds between checkpoints
 ROOM = 0.8  # of the GPU's free memory
 
@@ -126,6 +127,9 @@ def length(train: Any, recipe: Recipe, count: int, device: str) -> tuple[Any, li
     if train.time is None:
         train = fixed(train, count)
     share(train.batch_size, train.accumulate, train.devices * train.nodes)  # refuses a batch that cannot be split
+    if recipe.trunk.init is not None and train.encoder_rate is None:
+        train = replace(train, encoder_rate=INIT_RATE)
+        said.append(f"encoder_rate {INIT_RATE:g}: what --init brings learns at a tenth of the rate, so that it survives the first steps")
     chosen, line = precision(train, device)
     said.append(line)
     return replace(train, accelerator=device, precision=chosen), said
