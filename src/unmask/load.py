@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unmask.errors import Refused
-from unmask.interchange import huggingface, official, papers, published, relative
+from unmask.interchange import bootmae, huggingface, official, papers, published, relative
 from unmask.interchange.foreign import norm_eps, read_config
 from unmask.interchange.naming import identify, parted
 from unmask.interchange.shapes import Network, heads_of_family, network_of
@@ -54,6 +54,8 @@ def load(path: str | Path, **said: Any) -> Learner:
         return from_official_beit(weights, said.get("tokenizer"), said.get("heads"))
     if family is not None:
         raise Refused(f"{file} holds a network of {family.name}: it opens as an encoder; whole, with what predicts, open runs, MAE's files and BEiT's")
+    if bootmae.tells(weights.state):
+        return from_bootmae(weights, **said)
     paper = papers.of(weights.state)
     return from_official_mae(weights, **said) if paper is None else from_paper(weights, paper, **said)
 
@@ -146,6 +148,26 @@ def from_paper(weights: Weights, paper: papers.Names, **said: Any) -> Learner:
         raise Refused(f"{path} does not fit {paper.method}: {' '.join(str(error).split())[:300]}") from None
     if left or missing or unexpected:
         raise Refused(f"{path} does not fit {paper.method}: unknown {left + unexpected}, missing {missing}"[:400])
+    return learner.eval()
+
+
+def from_bootmae(weights: Weights, **said: Any) -> Learner:
+    """A learner from a file of BootMAE's pre-training, sizes read off the tensors; its teacher begins as the encoder is."""
+    state, (trunk, _) = weights.state, bootmae.trunk(weights.state)
+    network = network_of(trunk, weights.path, said.get("img_size"), said.get("heads"))
+    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("decode_blocks."))
+    for line in network.assumed:
+        print(f"unmask: {line}", file=sys.stderr)
+    learner = find("bootmae")(decoder_width=state["mask_token"].shape[-1], decoder_depth=depth).build(rebuild(network.name, network.kwargs))
+    ours, left = bootmae.ours(state)
+    try:
+        missing, unexpected = learner.load_state_dict(ours, strict=False)
+    except RuntimeError as error:
+        raise Refused(f"{weights.path} does not fit BootMAE: {' '.join(str(error).split())[:300]}") from None
+    missing = [name for name in missing if ".target." not in name and not name.endswith("share")]
+    if left or missing or unexpected:
+        raise Refused(f"{weights.path} does not fit BootMAE: unknown {left + unexpected}, missing {missing}"[:400])
+    learner.begin()
     return learner.eval()
 
 

@@ -131,9 +131,10 @@ class Block(Masking):
         aspect: float = 0.3,
         exact: bool = False,
         count: int | None = None,
+        tries: int = TRIES,
     ):
         super().__init__(ratio)
-        self.smallest, self.largest, self.aspect, self.exact, self.count = smallest, largest, aspect, exact, count
+        self.smallest, self.largest, self.aspect, self.exact, self.count, self.tries = smallest, largest, aspect, exact, count, tries
 
     def draws(self, grid):
         return 4 * self.TABLE + math.prod(grid)
@@ -168,10 +169,10 @@ class Block(Masking):
             inside = (rows >= y[:, None, None]) & (rows < (y + h)[:, None, None])
             inside = inside & (columns >= x[:, None, None]) & (columns < (x + w)[:, None, None])  # (B, H, W)
             new = (inside & (covered == 0)).sum((1, 2))
-            good = (h < H) & (w < W) & (new > 0) & (new <= left) & (vain < self.TRIES) & (count < budget)
+            good = (h < H) & (w < W) & (new > 0) & (new <= left) & (vain < self.tries) & (count < budget)
             covered = covered | (inside & good[:, None, None]).long()
             count = count + new * good
-            vain = torch.where(good, 0, vain + 1)  # beyond TRIES nothing is good any more
+            vain = torch.where(good, 0, vain + 1)  # beyond these tries nothing is good any more
         return covered
 
 

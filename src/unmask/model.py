@@ -146,7 +146,7 @@ class Predict(Objective):
     """Predict the target of what is masked.
 
     `also(features, mask, truth, encoder, decoder)`: a further scalar that needs the truth of all patches (B, N, …), where finding it twice would
-    cost much.
+    cost much. `weigh`: what each hidden patch counts (B, M), where not all count alike; the mean is not divided by it.
     """
 
     def __init__(
@@ -155,9 +155,10 @@ class Predict(Objective):
         target: Target,
         loss: Callable[[Tensor, Tensor], Tensor],
         also: Callable[[Features, Mask, Tensor, nn.Module, Decoder], Tensor] | None = None,
+        weigh: Callable[[Mask], Tensor] | None = None,
     ):
         super().__init__()
-        self.decoder, self.target, self.loss, self.also, self.note = decoder, target, loss, also, target.note
+        self.decoder, self.target, self.loss, self.also, self.weigh, self.note = decoder, target, loss, also, weigh, target.note
 
     def begin(self, encoder):
         self.target.begin(encoder)
@@ -168,7 +169,8 @@ class Predict(Objective):
     def forward(self, features, mask, x, encoder):
         prediction = self.decoder(features, mask)  # (B, M, out)
         truth = self.target(first(x))  # (B, N, out), or codes (B, N)
-        loss = mask.mean(self.loss(prediction, mask.masked(truth)))
+        each = self.loss(prediction, mask.masked(truth))  # (B, M)
+        loss = mask.mean(each if self.weigh is None else each * self.weigh(mask))
         return loss if self.also is None else loss + self.also(features, mask, truth, encoder, self.decoder)
 
 

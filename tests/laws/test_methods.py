@@ -12,6 +12,7 @@ from vocabularies import LEARNERS, vocabulary
 from unmask.methods.aim import AIM
 from unmask.methods.beit import BEiT
 from unmask.methods.beit2 import BEiT2
+from unmask.methods.bootmae import BootMAE
 from unmask.methods.crossmae import CrossMAE
 from unmask.methods.dae import DAE
 from unmask.methods.data2vec import Data2Vec
@@ -49,6 +50,7 @@ METHODS = {  # the method, its patch, views a sample, local views a sample
     "crossmae": (CrossMAE(decoder_depth=2), 4, 1, 0),
     "pixio": (Pixio(decoder_depth=2, cell=2, cls_tokens=3), 4, 1, 0),
     "aim": (AIM(), 4, 1, 0),
+    "bootmae": (BootMAE(), 4, 1, 0),
     "dae": (DAE(), 8, 1, 0),
     "ibot": (sketches.IBOT(), 4, 2, 3),
     "data2vec2": (Data2Vec2(masks=3, decoder_noise=0), 8, 1, 0),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unmask.encoders.build import FAMILIES, FIXED
 from unmask.errors import Refused
-from unmask.interchange import aim, huggingface, huggingface_names, published
+from unmask.interchange import aim, bootmae, huggingface, huggingface_names, published
 from unmask.interchange.families import UNKNOWN, groups, shortly
 from unmask.interchange.official import Parts, take_apart
 from unmask.interchange.report import Report, network_in_words
@@ -62,6 +62,10 @@ def from_weights(weights: Weights, img_size: Size = None, heads: int | None = No
         return _published(taken, weights.path, name)
     if model is not None:
         return _named(weights, img_size, heads, model)
+    if bootmae.tells(weights.state):
+        trunk, rest = bootmae.trunk(weights.state)
+        parts = Parts(trunk, {}, {"its two decoders, not needed for an encoder": rest})
+        return _built(parts, network_of(trunk, weights.path, img_size, heads), weights.path, IMAGENET, [])
     if aim.tells(weights.state):
         trunk, rest = aim.ours(weights.state)
         network = aim.network(trunk, img_size, heads)

@@ -13,6 +13,7 @@ METHODS: dict[str, str] = {
     "beit": "unmask/methods/beit.py:BEiT",
     "beit2": "unmask/methods/beit2.py:BEiT2",
     "crossmae": "unmask/methods/crossmae.py:CrossMAE",
+    "bootmae": "unmask/methods/bootmae.py:BootMAE",
     "pixio": "unmask/methods/pixio.py:Pixio",
     "aim": "unmask/methods/aim.py:AIM",
     "dae": "unmask/methods/dae.py:DAE",

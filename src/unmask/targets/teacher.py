@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,27 @@ class Momentum:
         return ends[0] + (ends[1] - ends[0]) * min(progress / self.until, 1)
 
 
+@dataclass(frozen=True)
+class Rising:
+    """How much of itself a teacher keeps in a step: rising evenly to .9999 over an eighth of the run and to .99999 over the next three (BootMAE).
+
+    `first`: at the start. Where it is None the teacher averages over shares of the run, those that the paper's three numbers are of its 500,625
+    steps, but over no fewer than `Momentum.LEAST` steps. The official code steps once an epoch.
+    """
+
+    first: float | None = None
+
+    SHARES = (0.002, 0.02, 0.2)
+    KNEES = (100 / 800, 400 / 800)
+
+    def at(self, progress: float, steps: Tensor) -> float | Tensor:
+        """The value after a step: at `progress` in (0, 1] of a run of `steps`."""
+        ends: list[Any] = [1 - 1 / (share * steps).clamp(min=Momentum.LEAST) for share in self.SHARES]
+        ends = ends if self.first is None else [self.first, 0.9999, 0.99999]
+        early, late = min(progress / self.KNEES[0], 1), min(max((progress - self.KNEES[0]) / (self.KNEES[1] - self.KNEES[0]), 0), 1)
+        return ends[0] + (ends[1] - ends[0]) * early + (ends[2] - ends[1]) * late
+
+
 class Teacher(Target):
     """What an average of the encoder over the last steps makes of each patch, having seen all of them.
 
@@ -53,7 +75,7 @@ class Teacher(Target):
         "both say the same of every picture; kNN and the features' rank tell"
     )
 
-    def __init__(self, copy: Adapter, say: Callable[[Features], Tensor], momentum: Momentum):
+    def __init__(self, copy: Adapter, say: Callable[[Features], Tensor], momentum: Momentum | Rising):
         super().__init__()
         self.copy, self.say, self.momentum = copy.requires_grad_(False).eval(), say, momentum
         self.register_buffer("steps", torch.zeros(()))  # of the run, known after the first

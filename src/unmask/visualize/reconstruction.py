@@ -175,8 +175,9 @@ def reconstruct(learner: nn.Module, x: Tensor, mask: Mask | None = None, statist
     source = mask.masked(patches) if statistics == "truth" else mask.visible(patches)
     mean, std = target.statistics(source)  # (B, M or V, 1)
     if statistics == "visible":
-        mean, std = spread(torch.cat([mean, std], -1), mask).split(1, dim=-1)  # (B, M, 1) each
-        mean = levels(prediction * std, mean, mask.visible(patches), mask, target.patch) if target.normalize else mean
+        mean, std = spread(torch.cat([mean, std], -1), mask).chunk(2, dim=-1)  # (B, M, 1) each, or by channel
+        whole = target.normalize and not target.by_channel
+        mean = levels(prediction * std, mean, mask.visible(patches), mask, target.patch) if whole else mean
     values = target.restore(prediction, mean, std)
     channels, area = x.shape[1], math.prod(target.patch)
     colour = mask.visible(patches).unflatten(-1, (channels, area)).mean(-1)  # (B, V, C)
