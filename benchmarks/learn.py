@@ -62,6 +62,9 @@ RUNS: dict[tuple[str, str], dict[str, Any]] = {  # what is pre-trained, by data 
 OWN: dict[str, dict[str, Any]] = {  # on a CPU's networks: what a method's parts are called and how small they are
     "mae": {"method.decoder_width": 64, "method.decoder_depth": 1},
     "ijepa": {"method.decoder_width": 48, "method.decoder_depth": 2},
+    "aim": {"method.head_width": 192, "method.head_depth": 1},
+    "pixio": {"method.decoder_width": 64, "method.decoder_depth": 2},
+    "crossmae": {"method.decoder_width": 64, "method.decoder_depth": 2},
 }
 JUDGED = {"small": (10_000, 5_000)}  # pictures that teach and judge, where a budget does not take all
 FEW = 5  # pictures of a class in a dry run

@@ -5,6 +5,7 @@ Nothing here draws from torch's default generators or leaves a trace in the lear
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from unmask import seeds
 from unmask.data.loader import Pictures
+from unmask.encoders.adapter import Adapter
 from unmask.errors import Refused
 from unmask.evaluation.features import pool
 from unmask.evaluation.knn import knn
@@ -37,14 +39,15 @@ def baselines(learner: Learner, x: Signal, mask: Mask) -> dict[str, float]:
 
     Of normalised pixels `patch_mean`: every number of a hidden patch is the patch's own mean, which normalising takes away, so the
     answer is 0. Of any other target `best_constant`: the best answer that is the same everywhere. Of pixels also `copy_nearest`: a
-    hidden patch looks like the nearest visible one. Empty where no target is predicted.
+    hidden patch looks like the nearest visible one (of an encoder that looks back, the nearest before it). Empty where no target is predicted.
     """
     parts = dict(learner.objectives.items()) if isinstance(learner, MaskedModel) else {}
     part = next((part for part in parts.values() if isinstance(part, Predict)), None)
     if part is None:
         return {}
+    back = isinstance(learner, MaskedModel) and isinstance(learner.encoder, Adapter) and learner.encoder.hides == "causal"
     if len(first(x)) == len(mask.masked_ids):  # as many pictures as their distances take little memory
-        few = max(1, PAIRS // (mask.masked_ids.shape[1] * max(mask.visible_ids.shape[1], 1)))
+        few = max(1, PAIRS // (mask.masked_ids.shape[1] * (math.prod(mask.grid) if back else max(mask.visible_ids.shape[1], 1))))
         x, mask = first(x)[:few], mask.rows(torch.arange(min(few, len(mask.masked_ids)), device=mask.masked_ids.device))
     every = part.target(first(x))  # (B, N, …)
     truth = mask.masked(every)  # (B, M, …)
@@ -57,8 +60,11 @@ def baselines(learner: Learner, x: Signal, mask: Mask) -> dict[str, float]:
         found["best_constant"] = part.target.baseline(truth[weight > 0].unsqueeze(0), part.loss).item()
     if isinstance(part.target, Pixels):
         places = torch.cartesian_prod(*(torch.arange(side, device=truth.device, dtype=torch.float32) for side in mask.grid))  # (N, axes)
-        distance = torch.cdist(places[mask.masked_ids], places[mask.visible_ids])  # (B, M, V)
-        nearest = mask.visible_ids.gather(1, distance.argmin(-1))  # (B, M)
+        known = torch.arange(len(places), device=truth.device).expand(len(mask.masked_ids), -1) if back else mask.visible_ids  # (B, N or V)
+        distance = torch.cdist(places[mask.masked_ids], places[known])  # (B, M, N or V)
+        if back:
+            distance = distance.masked_fill(known.unsqueeze(1) >= mask.masked_ids.unsqueeze(2), torch.inf)
+        nearest = known.gather(1, distance.argmin(-1))  # (B, M)
         copies = mask.fold(every).gather(1, nearest.unsqueeze(-1).expand_as(truth))
         found["copy_nearest"] = ((part.loss(copies, truth) * weight).sum() / total).item()
     return found
@@ -88,6 +94,8 @@ class Monitor:
             with torch.no_grad():
                 if x is not None and isinstance(self.learner, MaskedModel) and (mask := self.learner.draw_mask(x, noise, rows)) is not None:
                     row |= baselines(self.learner, x, mask)
+                elif x is not None and noise is not None:
+                    row |= self.learner.baselines(x, noise, rows)
                 if self.trunk is not None:
                     row |= self.judge(step == 0 and self.untrained)
                 self.draw(step)

@@ -13,6 +13,7 @@ BASELINES = (
     ("patch_mean", "filling each hidden patch with its own mean"),
     ("copy_nearest", "copying the nearest visible patch"),
     ("best_constant", "the best answer that is the same everywhere"),
+    ("copy_noisy", "handing the noisy picture back"),
 )
 SAME = ("n_train", "n_val", "val", "img_size", "classes", "metric", "shots", "share")  # what must agree before two measurements are compared
 FEW = 4  # codes in even use under which a vocabulary has collapsed
