@@ -53,7 +53,7 @@ def load(path: str | Path, **said: Any) -> Learner:
     if family is published.BEIT:
         return from_official_beit(weights, said.get("tokenizer"), said.get("heads"))
     if family is not None:
-        raise Refused(f"{file} holds a network of {family.name}: it opens as an encoder; whole, with what predicts, open runs, MAE's files and BEiT's")
+        raise Refused(f"{file} holds a network of {family.name}: it opens as an encoder; whole, with what predicts, open runs and files of MAE, CrossMAE, BootMAE, Pixio and BEiT")
     if bootmae.tells(weights.state):
         return from_bootmae(weights, **said)
     paper = papers.of(weights.state)

@@ -178,7 +178,6 @@ REFUSED = {  # beginning of key lists: what the refusal says
     "beit3": "BEiT-3",
     "beit_customized": "tokenizer",
     "bootmae": "BootMAE",  # opened by tables of its own: tests/methods/test_bootmae.py
-    "cae": "CAE",
     "convnextv2": "ConvNeXt V2",
     "dalle": "tokenizer",
     "dit": "DiT",
@@ -188,7 +187,7 @@ REFUSED = {  # beginning of key lists: what the refusal says
     "imagegpt": "Image GPT",
     "mae_lite_mae_vit_tiny_d13": "MAE-Lite",
     "mae_st": "mae_st",
-    "maskfeat": "MaskFeat",
+    "maskfeat_k400": "MaskFeat",
     "multimae": "MultiMAE",
     "pointmae": "Point-MAE",
     "presto": "Presto",

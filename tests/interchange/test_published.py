@@ -108,6 +108,38 @@ def test_data2vec_2_gives_the_official_features(golden, name, tmp_path):
     assert any("teacher" in what for what in encoder.report.left) and all(key.startswith("_ema.") for key in encoder.report.left["the teacher, an average of the encoder"])
 
 
+def halves(hidden):
+    """The mask of a boolean map (B, N) that hides as many in each picture, in raster order; its grid is square."""
+    order, seen = hidden.int().argsort(dim=1, stable=True), int((~hidden[0]).sum())
+    return Mask(order[:, :seen], order[:, seen:], (round(hidden.shape[1] ** 0.5),) * 2)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", names("cae", "output.latent_target"))
+def test_cae_gives_the_official_features(golden, name, tmp_path):
+    """Its second encoder sees the masked patches alone: ours drops the others."""
+    tensors, metadata = golden(name)
+    state = {key.replace("teacher.", "encoder."): value for key, value in under(tensors, "weights.").items() if not key.startswith("encoder.")}
+    encoder = opened(state, tmp_path, heads=metadata["config"]["num_heads"])
+    with torch.no_grad():
+        found = adapted(encoder.model)(tensors["input.image"], halves(~tensors["input.mask"].bool().flatten(1)))
+    assert_close(found.patches, tensors["output.latent_target"], **CLOSE)
+    assert any("CAE" in what for what in encoder.report.left)
+    with_both = opened(under(tensors, "weights."), tmp_path, heads=metadata["config"]["num_heads"])
+    assert torch.equal(with_both.model.norm.weight, encoder.model.norm.weight) and any("another part" in what for what in with_both.report.left)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", names("maskfeat", "output.prediction_all"))
+def test_maskfeat_gives_the_official_predictions(golden, name, tmp_path):
+    tensors, metadata = golden(name)
+    state = under(tensors, "weights.")
+    encoder = opened(state, tmp_path, heads=metadata["config"]["num_heads"])
+    found = masked(encoder, state["mask_token"], tensors["input.x"], mask_of(tensors["input.mask"]))[:, 1:]
+    head = [state[f"pred_head.projections.0.{name}"] for name in ("weight", "bias")]
+    assert_close(torch.nn.functional.linear(found, *head), tensors["output.prediction_all"], **CLOSE)
+
+
 @pytest.mark.golden
 @pytest.mark.parametrize("name", names("trunks_beit", "input.visible_ids"))
 def test_timms_own_files_of_beit_need_no_name(golden, name, tmp_path):
@@ -150,6 +182,8 @@ OPENED = {  # key list: timm's network, heads, side of the picture, mean of red
     "beitv2_large_patch16_224_ft1k": ("beit_large_patch16_224", 16, 224, IMAGENET),
     "beitv2_large_patch16_224_ft21k": ("beit_large_patch16_224", 16, 224, IMAGENET),
     "beitv2_large_patch16_224_pt1k": ("beit_large_patch16_224", 16, 224, IMAGENET),
+    "cae_base": ("beit_base_patch16_224", 12, 224, IMAGENET),
+    "cae_large": ("beit_large_patch16_224", 16, 224, IMAGENET),
     "data2vec_vision_base": ("beit_base_patch16_224", 12, 224, IMAGENET),
     "data2vec_vision_base_finetuned": ("beit_base_patch16_224", 12, 224, IMAGENET),
     "data2vec_vision_large": ("beit_large_patch16_224", 16, 224, IMAGENET),
@@ -162,6 +196,8 @@ OPENED = {  # key list: timm's network, heads, side of the picture, mean of red
     "eva02_S_pt_p14": ("eva02_small_patch14_224", 6, 224, CLIP),
     "eva02_B_pt_p14": ("eva02_base_patch14_224", 12, 224, CLIP),
     "eva02_L_pt_p14": ("eva02_large_patch14_224", 16, 224, CLIP),
+    "maskfeat_in1k_VIT_B_MaskFeat_PT": ("vit_base_patch16_224", 12, 224, IMAGENET),
+    "maskfeat_in1k_VIT_L_MaskFeat_PT": ("vit_large_patch16_224", 16, 224, IMAGENET),
     "simmim_finetune_swin_base_img192_window6": ("swin_base_patch4_window7_224", (4, 8, 16, 32), 192, IMAGENET),
     "simmim_finetune_swin_base_img224_window7": ("swin_base_patch4_window7_224", (4, 8, 16, 32), 224, IMAGENET),
     "simmim_finetune_swin_large_img224_window14": ("swin_large_patch4_window7_224", (6, 12, 24, 48), 224, IMAGENET),

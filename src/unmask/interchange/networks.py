@@ -1,4 +1,4 @@
-"""The networks of BEiT's, EVA's, Swin's and data2vec 2.0's kind that a state dict in timm's names belongs to, read off its tensors.
+"""The networks of BEiT's, EVA's, Swin's and data2vec 2.0's kind, and MaskFeat's plain one, that a state dict in timm's names belongs to, read off its tensors.
 
 What a file's own tables tell is taken from them: heads, windows, the grid of relative places, the range of rotary ones. What nothing tells is assumed and said.
 """
@@ -167,6 +167,11 @@ def swin_network(state: Mapping[str, Tensor], path: str, img_size: Size = None, 
     named = SWINS.get((width, tuple(depths)), "")
     assumed = [f"pictures of {size[0]}x{size[1]} assumed, by its windows"] if mask is None else []
     return Network(f"swin_{named or 'tiny'}_patch4_window7_224", kwargs, assumed, bool(named))
+
+
+def maskfeat_network(state: Mapping[str, Tensor], path: str, img_size: Size = None, heads: int | None = None, beside: Mapping[str, Tensor] | None = None) -> Network:
+    """MaskFeat's plain vision transformer, whose last norm is the first of its head."""
+    return network_of(state, path, img_size, heads)
 
 
 def data2vec2_network(state: Mapping[str, Tensor], path: str, img_size: Size = None, heads: int | None = None, beside: Mapping[str, Tensor] | None = None) -> Network:

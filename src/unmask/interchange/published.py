@@ -1,14 +1,14 @@
 """Published files of networks that are no plain vision transformers, each family by an explicit table of names, to timm's own names.
 
-Sources: microsoft/unilm (beit, beit2), microsoft/SimMIM, microsoft/Swin-Transformer, facebookresearch/data2vec_vision, baaivision/EVA (EVA-01, EVA-02) and
-facebookresearch/fairseq (examples/data2vec). All but the last name their trunk nearly as timm does. A name is renamed, left out for a reason that is said, or
+Sources: microsoft/unilm (beit, beit2), microsoft/SimMIM, microsoft/Swin-Transformer, facebookresearch/data2vec_vision, baaivision/EVA (EVA-01, EVA-02), lxtGH/CAE,
+facebookresearch/SlowFast (MaskFeat) and facebookresearch/fairseq (examples/data2vec). All but the last name their trunk nearly as timm does. A name is renamed, left out for a reason that is said, or
 refused: what it computes would be missing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +16,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from unmask.errors import Refused
-from unmask.interchange.families import HARMLESS, shortly
-from unmask.interchange.networks import TABLE, beit_network, data2vec2_network, eva_network, swin_network
-from unmask.interchange.official import BETTER
+from unmask.interchange.families import HARMLESS, OTHER_PART, shortly
+from unmask.interchange.networks import TABLE, beit_network, data2vec2_network, eva_network, maskfeat_network, swin_network
+from unmask.interchange.official import BETTER, PLAIN
 from unmask.interchange.shapes import Network
 from unmask.interchange.weights import Weights
 
@@ -33,6 +33,8 @@ PREDICTS = "the layer that predicts what is hidden, not needed for an encoder"
 LEFT: Rows = (  # what stands beside the trunk
     (r"relative_position_index$|attn_mask$|rope\.freqs_(cos|sin)$", COMPUTED),
     (r"^(lm_head|decoder\.0|layernorm)\.", PREDICTS),
+    (r"^pretext_neck\.", "the regressor and decoder of CAE, not needed for an encoder"),
+    (r"^hogs\.|^pred_head\.", PREDICTS),
     (r"^cls_pt_layers\.", "blocks that gather the class token while it is trained (BEiT v2), thrown away afterwards"),
     *HARMLESS,
 )
@@ -96,6 +98,9 @@ DATA2VEC2 = Family(
 )
 
 
+MASKFEAT = Family("MaskFeat", "timm.models.vision_transformer", PLAIN.pattern, maskfeat_network, renamed=((r"^pred_head\.transforms\.0\.0\.", "norm."),))
+
+
 class Taken(NamedTuple):
     """A file, sorted: the trunk by timm's names, its network, mean and std with a line that says whose, what is left, and the method."""
 
@@ -107,9 +112,9 @@ class Taken(NamedTuple):
     method: str
 
 
-FAMILIES = {family.module: family for family in (BEIT, EVA, SWIN, DATA2VEC2)}
+FAMILIES = {family.module: family for family in (BEIT, EVA, SWIN, DATA2VEC2)}  # those that a timm name tells apart
 SOMETHING_ELSE = (  # names of networks that share BEiT's attention, and are not of its kind
-    r"encode_task_layer|^quantize\.|^decode_blocks|rebuild_blocks|pretext_neck|alignment_encoder|regressor_blocks|^encoder_to_decoder\.|^beit3\.|^(text|visual)\."
+    r"encode_task_layer|^quantize\.|^decode_blocks|rebuild_blocks|^encoder_to_decoder\.|^beit3\.|^(text|visual)\."
     r"|\.attn\.(k_bias|inner_attn_ln)|get_token_probs"
 )
 
@@ -121,6 +126,8 @@ def family_of(state: Mapping[str, Tensor]) -> Family | None:
         return DATA2VEC2
     if has(rf"(^|\.)layers\.\d+\.blocks\.\d+\.attn\.{TABLE}$"):
         return SWIN
+    if has(r"^pred_head\.transforms\.0\.0\.") and not has(r"attn\.pool_[qkv]"):
+        return MASKFEAT
     if not has(r"(^|\.)blocks\.0\.attn\.q_bias$") or has(SOMETHING_ELSE):
         return None
     if has(r"rope\.freqs_cos$|\.mlp\.w(1|12)\."):
@@ -149,9 +156,10 @@ def take(weights: Weights, img_size: tuple[int, int] | None = None, heads: int |
     family = family if module is None else FAMILIES[module]
     prefix = prefix_of(weights.state, family)
     inside = {name.removeprefix(prefix): value for name, value in weights.state.items() if name.startswith(prefix)}
-    beside = [name for name in weights.state if not name.startswith(prefix)]
     trunk, rest = renamed(inside, family)
-    left = reasons([*beside, *(prefix + name for name in rest)], prefix, family, weights.path)
+    left = reasons(rest, prefix, family, weights.path)
+    for name in (name for name in weights.state if not name.startswith(prefix)):
+        left.setdefault(reason(name, family) or OTHER_PART, []).append(name)
     network = family.network(trunk, weights.path, img_size, heads, rest)
     method = whose(family, weights.state, weights.path)
     statistics, said = statistics_of(method, weights.state)
@@ -188,15 +196,17 @@ def renamed(state: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tens
     return trunk, rest
 
 
-def reasons(names: list[str], prefix: str, family: Family, path: str) -> dict[str, list[str]]:
-    """What was left out, by what it is; a name that no row knows is refused."""
+def reason(name: str, family: Family) -> str | None:
+    """What a name is that was left out."""
+    return next((says for tells, says in family.left if re.search(tells, name)), None)
+
+
+def reasons(names: Iterable[str], prefix: str, family: Family, path: str) -> dict[str, list[str]]:
+    """Names of the network that were left out, as the file has them, by what they are; one that no row knows is refused."""
     left: dict[str, list[str]] = {}
-    unknown = []
     for name in names:
-        what = next((says for tells, says in family.left if re.search(tells, name.removeprefix(prefix)) or re.search(tells, name)), None)
-        left.setdefault(what or "", []).append(name)
-        unknown += [] if what else [name]
-    if unknown:
+        left.setdefault(reason(name, family) or "", []).append(prefix + name)
+    if unknown := left.get(""):
         raise Refused(f"{path} has {shortly(unknown)}, which no network of {family.name} has: what it computes is not known; if timm has the network, say FILE:model=NAME")
     return left
 
@@ -216,8 +226,9 @@ def whose(family: Family, state: Mapping[str, Tensor], path: str) -> str:
         return "data2vec"  # its fine-tuning alone keeps one table for all blocks
     if any(name.startswith("cls_pt_layers.") for name in state):
         return "BEiT v2"
-    if any(re.match(r"encoder\.(blocks|rel_pos_bias)\.", name) for name in state):
-        return "SimMIM"
+    for tells, name in ((r"pretext_neck\.", "CAE"), (r"encoder\.(blocks|rel_pos_bias)\.", "SimMIM")):
+        if any(re.match(tells, key) for key in state):
+            return name
     return (named or ["BEiT" if head is not None else ""])[0]
 
 
