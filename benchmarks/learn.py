@@ -63,6 +63,7 @@ OWN: dict[str, dict[str, Any]] = {  # on a CPU's networks: what a method's parts
     "mae": {"method.decoder_width": 64, "method.decoder_depth": 1},
     "ijepa": {"method.decoder_width": 48, "method.decoder_depth": 2},
     "aim": {"method.head_width": 192, "method.head_depth": 1},
+    "bootmae": {"method.decoder_width": 64, "method.decoder_depth": 1},
     "pixio": {"method.decoder_width": 64, "method.decoder_depth": 2},
     "crossmae": {"method.decoder_width": 64, "method.decoder_depth": 2},
 }
