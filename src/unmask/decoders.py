@@ -28,9 +28,9 @@ class Decoder(nn.Module, ABC):
 class Linear(Decoder):
     """One linear layer on the features of the masked patches (SimMIM, BEiT): for encoders that hide by a token."""
 
-    def __init__(self, width: int, out: int):
+    def __init__(self, width: int, out: int, bias: bool = True):
         super().__init__()
-        self.predict = nn.Linear(width, out)
+        self.predict = nn.Linear(width, out, bias)
 
     def forward(self, features, mask):
         return self.predict(mask.masked(features.patches))  # (B, M, out)

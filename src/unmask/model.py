@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask.decoders import Decoder
+from unmask.encoders.coded import Coded
 from unmask.encoders.features import Features
 from unmask.mask import Mask
 from unmask.masking import Masking
@@ -67,7 +68,7 @@ class Learner(nn.Module, ABC):
     def sees(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """How the pictures were normalised, a number a channel: targets may look at them in numbers of their own."""
         for part in self.modules():
-            if isinstance(part, Target):
+            if isinstance(part, Target | Coded):
                 part.sees(mean, std)
 
     def begin(self) -> None:

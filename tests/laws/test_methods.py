@@ -18,6 +18,7 @@ from unmask.methods.dae import DAE
 from unmask.methods.data2vec import Data2Vec
 from unmask.methods.data2vec2 import Data2Vec2
 from unmask.methods.eva import EVA
+from unmask.methods.igpt import IGPT
 from unmask.methods.ijepa import IJEPA
 from unmask.methods.mae import MAE
 from unmask.methods.maskfeat import MaskFeat
@@ -51,6 +52,7 @@ METHODS = {  # the method, its patch, views a sample, local views a sample
     "pixio": (Pixio(decoder_depth=2, cell=2, cls_tokens=3), 4, 1, 0),
     "aim": (AIM(), 4, 1, 0),
     "bootmae": (BootMAE(), 4, 1, 0),
+    "igpt": (IGPT(), 4, 1, 0),
     "dae": (DAE(), 8, 1, 0),
     "ibot": (sketches.IBOT(), 4, 2, 3),
     "data2vec2": (Data2Vec2(masks=3, decoder_noise=0), 8, 1, 0),

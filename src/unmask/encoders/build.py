@@ -13,7 +13,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from unmask.encoders import post_norm
+from unmask.encoders import coded, post_norm
 from unmask.encoders.adapter import Adapter, Hiding
 from unmask.encoders.beit import Beit
 from unmask.encoders.features import Layer
@@ -26,6 +26,7 @@ FAMILIES: dict[str, dict[str, Any]] = {  # module of timm's constructor -> how t
     "timm.models.deit": {"fc_norm": False},
     "timm.models.eva": {"use_fc_norm": False, "use_post_transformer_norm": True},
     post_norm.__name__: {},
+    coded.__name__: {},
 }
 FIXED: dict[str, dict[str, Any]] = {  # families whose places are made for one size of input
     # one table of relative places for all blocks, as every paper that pre-trains this network has it; timm's default is a table a block

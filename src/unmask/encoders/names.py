@@ -18,7 +18,7 @@ def names() -> dict[str, str]:
     spec = importlib.util.find_spec("timm")
     if spec is None or spec.origin is None:
         raise Refused("timm is not installed: pip install timm")
-    paths = [*sorted((Path(spec.origin).parent / "models").glob("*.py")), Path(__file__).with_name("post_norm.py")]
+    paths = [*sorted((Path(spec.origin).parent / "models").glob("*.py")), *(Path(__file__).with_name(f"{own}.py") for own in ("post_norm", "coded"))]
     texts = (path.read_text(encoding="utf-8") for path in paths)
     return {name: kind for text in texts for name, kind in PATTERN.findall(text)}
 

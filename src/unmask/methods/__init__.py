@@ -16,6 +16,7 @@ METHODS: dict[str, str] = {
     "bootmae": "unmask/methods/bootmae.py:BootMAE",
     "pixio": "unmask/methods/pixio.py:Pixio",
     "aim": "unmask/methods/aim.py:AIM",
+    "igpt": "unmask/methods/igpt.py:IGPT",
     "dae": "unmask/methods/dae.py:DAE",
 }
 TOKENIZERS: dict[str, str] = {  # vocabularies that some methods predict, trained by the same loop
