@@ -155,3 +155,13 @@ def test_a_schedule_moves_and_a_range_jumps():
 
 def test_names():
     assert set(STRATEGIES) >= {"random", "block", "grid"} and all(re.fullmatch(r"[a-z_]+", name) for name in STRATEGIES)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_without_a_ratio_says_so(name):
+    try:
+        STRATEGIES[name](0.5)
+        takes = True
+    except ValueError:
+        takes = False
+    assert STRATEGIES[name].rated is takes

@@ -23,6 +23,8 @@ class Masking(ABC):
     the counts, and with them all shapes, are known before the step.
     """
 
+    rated = True  # whether `ratio` says how much is masked
+
     def __init__(self, ratio: Ratio | float | str = 0.75):
         self.ratio = Ratio.of(ratio)
         self.now = self.ratio.first
@@ -219,6 +221,7 @@ class MultiBlock(Masking):
     in neither list are not looked at. `masked_ids` holds target after target.
     """
 
+    rated = False
     TRIES = 20
 
     def __init__(
@@ -284,6 +287,8 @@ class Prefix(Masking):
 
     For encoders that look back: a patch is hidden from those before it only. Places of the stretch are padded (weight 0).
     """
+
+    rated = False
 
     def __init__(self, ratio: Ratio | float | str | None = None):
         if ratio is not None:

@@ -106,6 +106,8 @@ def reconstruct(run: str | Path, images: Any, **settings: Any) -> Path:
     learner = load(run)
     if isinstance(learner, MaskedModel) and learner.masking is not None:
         if asked.mask_ratio is not None:
+            if not learner.masking.rated:
+                raise Refused(f"--mask_ratio: the masks of {run} have no ratio ({type(learner.masking).__name__})")
             learner.masking.ratio = asked.mask_ratio
         learner.masking.prepare(1.0, 0.5)  # of a schedule the ratio at the end, of a range the middle
     look = Look(img_size=asked.img_size, seed=asked.seed, workers=0)

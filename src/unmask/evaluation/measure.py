@@ -43,6 +43,8 @@ def measure(
     print("\n".join([*labels.rows(teach).said(), f"judged by {len(judge):,} pictures: {chosen}"]))
     train = extract(encoder, pictures, teach, batch_size, workers, device, title="pictures to learn from")
     test = extract(encoder, judging, judge, batch_size, workers, device, title="pictures to judge by")
+    if train.skipped + test.skipped:
+        print(f"{train.skipped + test.skipped:,} pictures cannot be read and are left out: {len(train):,} teach, {len(test):,} judge")
     answers, said = {"knn": by_knn, "linear": by_linear}[protocol](train, test, len(labels.names), seed=seed, **more)
     row = {"protocol": said.pop("protocol")} | figures(answers, test, labels, seed) | said
     row |= circumstances(encoder, train, test, chosen, seed, train.of(said["pooling"])) | labels.rows(teach).balance()
