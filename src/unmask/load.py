@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unmask.errors import Refused
-from unmask.interchange import bootmae, huggingface, official, papers, published, relative
+from unmask.interchange import bootmae, huggingface, igpt, official, papers, published, relative
 from unmask.interchange.foreign import norm_eps, read_config
 from unmask.interchange.naming import identify, parted
 from unmask.interchange.shapes import Network, heads_of_family, network_of
@@ -184,7 +185,9 @@ def _told(weights: Weights, **said: Any) -> dict[str, Any]:
 
 
 def from_huggingface_folder(folder: Path) -> Learner:
-    """A learner from a Hugging Face folder of ViTMAEForPreTraining: settings of its config, exactly its function."""
+    """A learner from a Hugging Face folder of ViTMAEForPreTraining, or of Image GPT: settings of its config, exactly its function."""
+    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "imagegpt":
+        return _igpt(folder)
     config, kind = read_config(folder)
     state, _ = huggingface.from_huggingface(read_folder(folder).state, kind)
     decoder = {name: state.pop(name) for name in list(state) if name.startswith("decoder_") or name == "mask_token"}
@@ -196,6 +199,27 @@ def from_huggingface_folder(folder: Path) -> Learner:
     learner = _mae(state, decoder, network, config["decoder_num_attention_heads"], settings, str(folder))
     set_norm_eps(learner, norm_eps(config))
     return learner
+
+
+def _igpt(folder: Path) -> Learner:
+    """The learner `igpt` in a folder of ImageGPTForCausalImageModeling, with the palette of its preprocessor."""
+    config, words = (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {} for path in (folder / "config.json", folder / "preprocessor_config.json"))
+    state, left = igpt.ours(read_folder(folder).state, str(folder))
+    if left or igpt.LAST not in state:
+        raise Refused(f"{folder} is no whole Image GPT (ImageGPTForCausalImageModeling): unknown {left[:3]}" if left else f"{folder} has no layer that names colours (lm_head)")
+    side = math.isqrt(config["n_positions"])
+    kwargs = {"img_size": (side, side), "embed_dim": config["n_embd"], "depth": config["n_layer"], "num_heads": config["n_head"], "num_classes": 0, "dynamic_img_size": True}
+    trunk = rebuild("igpt_small_patch1_32", kwargs)
+    embed = trunk.patch_embed
+    if words.get("clusters"):
+        embed.colours = igpt.colours(words["clusters"])
+    embed.proj = type(embed.proj)(*state[igpt.TRUNK + "patch_embed.proj.weight"].shape)
+    if len(embed.colours) != embed.proj.num_embeddings:
+        raise Refused(f"{folder} names {embed.proj.num_embeddings} colours, and its palette (clusters in preprocessor_config.json) has {len(embed.colours)}")
+    learner = find("igpt")(prefix=False).build(trunk)
+    learner.load_state_dict(learner.state_dict() | state)
+    learner.sees((0.5,) * 3, (0.5,) * 3)  # pictures come in −1..1, as its own processor gives them
+    return learner.eval()
 
 
 def _mae(trunk: dict[str, Tensor], decoder: dict[str, Tensor], network: Network, heads: int, settings: dict[str, Any], path: str) -> Learner:

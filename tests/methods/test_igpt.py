@@ -1,16 +1,19 @@
 """Image GPT against the official code's numbers: colour ids, logits, loss, gradients of the causal objective."""
 
+import json
 import math
 
 import pytest
 import timm
 import torch
-from golden_files import check_gradients, names
+from golden_files import check_gradients, keys, names
 from torch.testing import assert_close
 
 from unmask.encoders.coded import regular
 from unmask.errors import Refused
+from unmask.interchange import igpt
 from unmask.interchange.encoder import load_encoder
+from unmask.load import load
 from unmask.methods.igpt import IGPT
 from unmask.targets.codes import Codes
 from unmask.testing import SMALL, case_of, check_leak, pictures
@@ -83,6 +86,54 @@ def test_logits_loss_and_gradients_equal_the_official_code(golden, name):
     k = learner.encoder.trunk.blocks[0].attn.qkv.weight.grad.chunk(3)[1]
     theirs = gradients["model/h0/attn/k_proj"].flatten(0, 1)
     assert (k - theirs).abs().max() <= 1e-5 * theirs.abs().max() + 1e-7
+
+
+@pytest.mark.parametrize("size", ["small", "medium", "large"])
+def test_published_names_are_ours_both_ways(size):
+    published = {key: torch.zeros(()).expand(shape) for key, shape in keys(f"imagegpt_hf_{size}").items()}
+    found, left = igpt.ours(published)
+    width = published["transformer.ln_f.weight"].shape[0]
+    depth = sum(key.endswith("ln_1.weight") for key in published)
+    with torch.device("meta"):
+        trunk = timm.create_model(f"igpt_{size}_patch1_32", num_classes=0)
+    shapes = {key.removeprefix("encoder.trunk."): tuple(value.shape) for key, value in found.items() if key != igpt.LAST}
+    computed = ("patch_embed.colours", "patch_embed.mean", "patch_embed.std")
+    assert not left and shapes == {key: tuple(value.shape) for key, value in trunk.state_dict().items() if key not in computed}
+    assert (trunk.embed_dim, len(trunk.blocks)) == (width, depth)
+    assert {key: tuple(value.shape) for key, value in igpt.theirs(found).items()} == keys(f"imagegpt_hf_{size}")
+
+
+def test_it_equals_transformers(tmp_path):
+    """A folder of theirs gives our learner with the same logits; what we hand back is what they wrote."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ImageGPTConfig(vocab_size=17, n_positions=16, n_embd=24, n_layer=2, n_head=3)
+    model = transformers.ImageGPTForCausalImageModeling(config).eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.zero_() if name.endswith("bias") else value.normal_(std=0.3)
+    model.save_pretrained(tmp_path)
+    clusters = torch.rand(16, 3).mul(2).sub(1)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"clusters": clusters.tolist()}))
+    learner = load(tmp_path)
+    x = pictures(3, 3, (4, 4)).clamp(-1, 1)
+    codes = torch.cdist(x.flatten(2).transpose(1, 2), clusters.expand(3, -1, -1)).argmin(-1)
+    assert torch.equal(learner.objectives["codes"].target(x), codes)
+    with torch.no_grad():
+        theirs = model(torch.cat([torch.full((3, 1), 16), codes[:, :-1]], 1)).logits
+    mask = learner.draw_mask(x)
+    assert_close(learner.predict(x, mask, "codes")["prediction"], theirs, rtol=1e-4, atol=1e-5)
+    back = igpt.theirs(learner.state_dict())
+    for name, value in model.state_dict().items():
+        if name in back:
+            assert_close(back.pop(name), value)
+    assert not back
+    model.transformer.h[0].mlp.c_fc.bias.data.fill_(0.1)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(Refused, match="no biases"):
+        load(tmp_path)
+    with pytest.raises(Refused, match="imagegpt"):
+        load_encoder(tmp_path)  # which would be shown pictures both ways, as it never was trained
 
 
 # ------------------------------------------------------------------------------------------------------ its own corners
