@@ -190,6 +190,7 @@ def test_over_other_networks_and_drawn():
     learner = BootMAE().build(**SMALL | {"patch_size": 4}, img_size=(32, 32))
     learner.masking = Random(0.5)
     x = pictures(2)
+    assert "channel by channel" in reconstruct(learner, x).said
     answer = reconstruct(learner, x, statistics="truth")
     target = learner.objectives["pixels"].target
     normed = target(x)

@@ -155,7 +155,8 @@ def _coded(
     share, count = float(mask.map.float().mean()), target.tokenizer.vocabulary
     heads = ["original" + colours.label, f"masked ({share:.0%} hidden)", *header]
     legend = [
-        f"The network predicts one of {count:,} codes for each hidden place; {how}. On the right all codes are true: no prediction can look better than that.",
+        (reconstruction.BACK if learner.encoder.hides == "causal" else "")
+        + f"The network predicts one of {count:,} codes for each hidden place; {how}. On the right all codes are true: no prediction can look better than that.",
         "Few codes are named right even by a good network, since many words say nearly the same.",
         *([colours.note] if colours.note else []),
     ]

@@ -36,6 +36,7 @@ SAID = {
     "raw": "The network predicts pixels as they are.",
     "visible": "The network predicts normalised patches: mean and std of each hidden patch are estimated from the visible patches nearby, "
     "the mean also so that borders meet (nothing hidden is used).",
+    "channels": "The network predicts patches normalised channel by channel: mean and std of each are estimated from the visible patches nearby (nothing hidden is used).",
     "truth": "This picture uses the true patch mean and std of the hidden patches, which the network did not predict: "
     "brightness, contrast and blocky shapes are given away.",
 }
@@ -189,7 +190,8 @@ def reconstruct(learner: nn.Module, x: Tensor, mask: Mask | None = None, statist
     pasted, filled = (unpatchify(picture, mask.grid, target.patch).cpu() for picture in pictures)
     maps = [unpatchify(m.unsqueeze(-1).expand(-1, -1, area).float(), mask.grid, target.patch)[:, 0].bool().cpu() for m in (seen, hidden)]
     back = BACK if isinstance(learner.encoder, Adapter) and learner.encoder.hides == "causal" else ""
-    return Reconstruction(pasted, filled, maps[0], maps[1], back + SAID[statistics if target.normalize else "raw"])
+    how = "raw" if not target.normalize else "channels" if target.by_channel and statistics == "visible" else statistics
+    return Reconstruction(pasted, filled, maps[0], maps[1], back + SAID[how])
 
 
 def error(first: Tensor, second: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
