@@ -12,6 +12,7 @@ from trunks import TRUNKS, encoder_of
 
 from unmask.data.transform import Transform
 from unmask.errors import Refused
+from unmask.interchange.card import Facts
 from unmask.interchange.encoder import load_encoder
 from unmask.interchange.huggingface_export import export_huggingface
 from unmask.interchange.timm import photograph
@@ -86,7 +87,7 @@ def test_timms_folder_opens_too(case, tmp_path):
         assert type(opened).__name__ == "TimmWrapperModel" and torch.equal(opened(x).last_hidden_state, encoder.model.forward_features(x))
 
 
-@pytest.mark.parametrize("case", [case for case, (form, _) in FORMS.items() if form not in ("DINOv3ViTModel", "BeitModel", "SwinModel")])
+@pytest.mark.parametrize("case", [case for case, (form, _) in FORMS.items() if form != "DINOv3ViTModel"])
 def test_out_and_in_again(case, tmp_path):
     """What we wrote we read: the same features and the same statistics."""
     encoder = encoder_of(case, tmp_path / "run")
@@ -96,6 +97,17 @@ def test_out_and_in_again(case, tmp_path):
         assert torch.equal(again.model.forward_features(x), encoder.model.forward_features(x))
     assert (again.mean, again.std, again.low, again.high) == (encoder.mean, encoder.std, encoder.low, encoder.high)
     assert (again.img_size, again.in_chans, again.patch_size) == (encoder.img_size, encoder.in_chans, encoder.patch_size)
+
+
+def test_what_data2vec_trained_gets_its_own_class(tmp_path):
+    """Data2VecVisionModel computes what BeitModel does: the run's method decides which name it gets, other networks keep theirs."""
+    facts = Facts(config={"method": "data2vec"})
+    done = export_huggingface(encoder_of("relative places", tmp_path / "run"), tmp_path / "hf", facts=facts)
+    opened, info = transformers.AutoModel.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert done.form == type(opened).__name__ == "Data2VecVisionModel" and done.difference <= 2e-6
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert load_encoder(tmp_path / "hf", say=lambda line: None).report.method == "data2vec"
+    assert export_huggingface(encoder_of("square", tmp_path / "plain"), tmp_path / "vit", facts=facts).form == "ViTModel"
 
 
 @pytest.mark.parametrize("writer", [export_huggingface, export_timm])

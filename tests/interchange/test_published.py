@@ -258,6 +258,27 @@ def test_rotary_places_are_those_of_the_file(golden, tmp_path):
 # ------------------------------------------------------------------------------------------------------------ where they go
 
 
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    ("name", "part", "heads", "size"),
+    [("beit", "", 3, (64, 32)), ("simmim_swin", "", None, (64, 32)), ("eva02", "", 2, (84, 56)), ("data2vec2", "student.", 3, (48, 64)), ("maskfeat", "", 2, (32, 64))],
+)
+def test_what_was_opened_is_kept_and_takes_other_sizes(golden, name, part, heads, size, tmp_path):
+    """An exported file is the same encoder; another size gives as many features as it has patches."""
+    from unmask.interchange.timm_export import export_safetensors
+
+    encoder = opened(under(golden(name)[0], f"weights.{part}"), tmp_path, heads=heads)
+    assert export_safetensors(encoder, tmp_path / "out.safetensors").difference == 0
+    again = load_encoder(tmp_path / "out.safetensors")
+    x = torch.randn(2, 3, *encoder.img_size)
+    with torch.no_grad():
+        assert torch.equal(again.model.forward_features(x), encoder.model.forward_features(x))
+        other = load_encoder(tmp_path / "out.safetensors", img_size=size)
+        found = other.model.forward_features(torch.randn(1, 3, *size)).flatten(1, -2)
+    rows, columns = adapted(other.model).grid(torch.empty(1, 3, *size))
+    assert found.shape[1] == rows * columns + (name != "simmim_swin") and bool(found.isfinite().all())  # all but Swin have a class token
+
+
 def small(name, blocks=2):
     """A file of that key list with fewer blocks and random weights, without the tables that are computed."""
     torch.manual_seed(7)
