@@ -319,6 +319,30 @@ def test_fine_tuned_tables_are_no_start_for_pre_training(tmp_path):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_run_begins_with_swins_network(tmp_path):
+    """`--init` alone builds the network of the file: its heads, one number a stage, are those of its name."""
+    from dataclasses import dataclass, replace
+
+    from unmask.encoders.build import create_trunk
+    from unmask.interchange.encoder import save_encoder
+    from unmask.settings import Trunk
+    from unmask.training.pretraining import started
+
+    @dataclass
+    class Asked:
+        trunk: Trunk
+        method: Trunk  # any settings without a decoder's
+
+    save_encoder(tmp_path / "encoder.safetensors", create_trunk("swin_tiny_patch4_window7_224", (224, 224), 3, None, 24))
+    path = str(tmp_path / "encoder.safetensors")
+    found = started(Asked(Trunk(init=path), Trunk())).trunk
+    assert replace(found, init=None) == Trunk(model="swin_tiny_patch4_window7_224", width=24, img_size=(224, 224))
+    state = {f"encoder.{key}": value for key, value in load_encoder(path).model.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "simmim.pth")
+    found = started(Asked(Trunk(init=str(tmp_path / "simmim.pth")), Trunk())).trunk
+    assert (found.width, found.heads, found.depth, found.patch_size, found.img_size) == (24, None, None, 4, (224, 224))
+
+
 def test_swins_windows_are_made_anew_for_another_size(tmp_path):
     """SimMIM pre-trains Swin-B on 192 pixels with windows of 6, and goes on at 224 with windows of 7."""
     from unmask.encoders.build import create_trunk

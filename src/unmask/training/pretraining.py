@@ -128,7 +128,7 @@ def started(recipe: Recipe) -> Recipe:
     opened = load_encoder(trunk.init, heads=trunk.heads, say=lambda line: None)  # the report follows when the network is filled
     sizes = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "patch_size": "patch_size"}
     own = opened.model.unmask_kwargs
-    given = {name: own[theirs] for name, theirs in sizes.items() if getattr(trunk, name) is None and own.get(theirs) is not None}
+    given = {name: own[theirs] for name, theirs in sizes.items() if getattr(trunk, name) is None and isinstance(own.get(theirs), int)}  # Swin's heads are several
     return replace(recipe, trunk=replace(trunk, model=opened.name, img_size=trunk.img_size or opened.img_size, **given))
 
 
