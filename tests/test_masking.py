@@ -74,7 +74,7 @@ def test_blocks_find_room_on_any_grid(grid):
 
 def test_budgets_may_differ_by_row():
     strategy, budget = Block(), torch.tensor([0.0, 20.0, 75.0, 150.0]).repeat(50)
-    covered = strategy.rectangles((14, 14), budget, torch.rand(200, Block.TABLE, 4)).sum((1, 2))
+    covered = strategy.rectangles((14, 14), budget, torch.rand(200, strategy.table, 4)).sum((1, 2))
     assert (covered <= budget).all() and (covered[0::4] == 0).all() and (covered[3::4] > 130).all()
 
 

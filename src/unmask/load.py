@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unmask.errors import Refused
-from unmask.interchange import bootmae, huggingface, igpt, official, papers, published, relative
+from unmask.interchange import bootmae, cae, huggingface, igpt, official, papers, published, relative
 from unmask.interchange.foreign import norm_eps, read_config
 from unmask.interchange.naming import identify, parted
 from unmask.interchange.shapes import Network, heads_of_family, network_of
@@ -51,6 +51,8 @@ def load(path: str | Path, **said: Any) -> Learner:
         return from_huggingface_folder(file.parent)
     weights = read(file)
     family = published.family_of(weights.state)
+    if "pretext_neck.head.weight" in weights.state:
+        return from_official_cae(weights, said.get("tokenizer"), said.get("heads"))
     if family is published.BEIT:
         return from_official_beit(weights, said.get("tokenizer"), said.get("heads"))
     if family is not None:
@@ -112,18 +114,33 @@ def from_official_beit(weights: Weights, tokenizer: str | None, heads: int | Non
     taken = published.take(weights, None, heads, published.BEIT.module)
     if head is None or head.shape[0] == head.shape[1] or taken is None:
         raise Refused(f"{path} holds no BEiT with its layer that names codes, and this needs it: give a file of BEiT's pre-training, or a run")
-    if tokenizer is None:
-        raise Refused(f"{path} names {len(head):,} codes of a tokenizer: say which, {path}:tokenizer=FILE (DALL-E's encoder, as a state dict) or :tokenizer=RUN")
-    network = taken.network
     extra = {name.split(".")[1] for name in weights.state if name.startswith("cls_pt_layers.")}
     method = find("beit2")(tokenizer=tokenizer, aggregation=len(extra)) if extra else find("beit")(tokenizer=tokenizer)
+    return _coded(taken, method, taken.network, len(head), relative.from_beit(weights.state), path)
+
+
+def from_official_cae(weights: Weights, tokenizer: str | None, heads: int | None = None) -> Learner:
+    """A learner from a file of CAE's pre-training; `tokenizer` as above."""
+    taken, state = published.take(weights, None, heads, published.BEIT.module), weights.state
+    assert taken is not None
+    kept = {key: taken.network.kwargs[key] for key in ("img_size", "in_chans", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "num_classes")}
+    network = Network("deit3_base_patch16_224", kept | {"dynamic_img_size": True}, taken.network.assumed)
+    depths = [len({key.split(".")[2] for key in state if key.startswith(f"pretext_neck.{part}_blocks.")}) for part in ("regressor", "decoder")]
+    method = find("cae")(tokenizer=tokenizer, regressor=depths[0], decoder=depths[1])
+    return _coded(taken, method, network, len(state["pretext_neck.head.weight"]), cae.from_cae(state), weights.path)
+
+
+def _coded(taken: published.Taken, method: Any, network: Network, codes: int, state: dict[str, Tensor], path: str) -> Learner:
+    """The learner of a method that names so many codes of its tokenizer, with these weights by our names."""
+    if method.tokenizer is None:
+        raise Refused(f"{path} names {codes:,} codes of a tokenizer: say which, {path}:tokenizer=FILE (DALL-E's encoder, as a state dict) or :tokenizer=RUN")
     learner = method.build(rebuild(network.name, network.kwargs))
     words = learner.objectives["codes"].target.tokenizer.vocabulary
-    if words != len(head):
-        raise Refused(f"{path} names {len(head):,} codes, and the tokenizer {tokenizer} has {words:,}: it is another one")
-    missing, unexpected = learner.load_state_dict(relative.from_beit(weights.state), strict=False)
+    if words != codes:
+        raise Refused(f"{path} names {codes:,} codes, and the tokenizer {method.tokenizer} has {words:,}: it is another one")
+    missing, unexpected = learner.load_state_dict(state, strict=False)
     if unexpected or any(".target." not in name for name in missing):
-        raise Refused(f"{path} does not fit BEiT over {network.name}: unknown {unexpected}, missing {missing}"[:400])
+        raise Refused(f"{path} does not fit {type(method).__name__} over {network.name}: unknown {unexpected}, missing {missing}"[:400])
     learner.sees(taken.statistics["mean"], taken.statistics["std"])
     return learner.eval()
 

@@ -119,7 +119,8 @@ class Block(Masking):
     A try: an area uniform in [smallest, what is left], an aspect log-uniform in [.3, 1/.3], a place; it counts if it
     fits strictly inside and covers between one and all of what is left. After ten tries in vain a picture is done, so
     the count varies below the budget: shorter lists are padded (weight 0). With `exact` they are filled up at random, as
-    in BEiT v2. `smallest` is BEiT's 16 patches unless given, less on smaller grids: a twelfth.
+    in BEiT v2. `smallest` is BEiT's 16 patches unless given, less on smaller grids: a twelfth. `tries` in vain before a
+    picture is given up; `table` of them are read from the noise.
     """
 
     TRIES = 10  # in vain, before a picture is given up
@@ -134,20 +135,22 @@ class Block(Masking):
         exact: bool = False,
         count: int | None = None,
         tries: int = TRIES,
+        table: int = TABLE,
     ):
         super().__init__(ratio)
-        self.smallest, self.largest, self.aspect, self.exact, self.count, self.tries = smallest, largest, aspect, exact, count, tries
+        self.smallest, self.largest, self.aspect, self.exact, self.count = smallest, largest, aspect, exact, count
+        self.tries, self.table = tries, table
 
     def draws(self, grid):
-        return 4 * self.TABLE + math.prod(grid)
+        return 4 * self.table + math.prod(grid)
 
     def __call__(self, grid, noise, scores=None):
         if len(grid) != 2:
             raise ValueError(f"block masking is for pictures, not for a grid of {len(grid)} axes")
         N = math.prod(grid)
         budget = self.count or min(max(round(N * self.now), 1), N - 1)  # rounded, as the papers' own numbers are: 78 and 120 of 196, 105 of 256
-        covered = self.rectangles(grid, budget, noise[:, : 4 * self.TABLE].reshape(-1, self.TABLE, 4)).flatten(1)  # (B, N)
-        order = (covered + noise[:, 4 * self.TABLE :]).argsort(dim=1, stable=True)  # masked patches last, each group in random order
+        covered = self.rectangles(grid, budget, noise[:, : 4 * self.table].reshape(-1, self.table, 4)).flatten(1)  # (B, N)
+        order = (covered + noise[:, 4 * self.table :]).argsort(dim=1, stable=True)  # masked patches last, each group in random order
         mask = Mask(order[:, : N - budget], order[:, N - budget :], grid)
         return mask if self.exact else Mask(mask.visible_ids, mask.masked_ids, grid, mask.masked(covered).float())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -143,11 +143,23 @@ class Objective(nn.Module, ABC):
         """After a step: move what follows the encoder. Its state lives in buffers, so that it is saved with the model."""
 
 
+class Step(NamedTuple):
+    """What one step of `Predict` has found."""
+
+    features: Features  # what the decoder answers from
+    mask: Mask
+    x: Tensor  # the pictures that are predicted
+    truth: Tensor  # of all patches (B, N, …)
+    encoder: Any
+    decoder: Decoder
+
+
 class Predict(Objective):
     """Predict the target of what is masked.
 
-    `also(features, mask, truth, encoder, decoder)`: a further scalar that needs the truth of all patches (B, N, …), where finding it twice would
-    cost much. `weigh`: what each hidden patch counts (B, M), where not all count alike; the mean is not divided by it.
+    `through(features, mask)`: what stands between encoder and decoder, where that is more than nothing (CAE's regressor). `also(step)`: a further
+    scalar that needs what the step has found, where finding it twice would cost much. `weigh`: what each hidden patch counts (B, M), where not all
+    count alike; the mean is not divided by it.
     """
 
     def __init__(
@@ -155,11 +167,13 @@ class Predict(Objective):
         decoder: Decoder,
         target: Target,
         loss: Callable[[Tensor, Tensor], Tensor],
-        also: Callable[[Features, Mask, Tensor, nn.Module, Decoder], Tensor] | None = None,
+        also: Callable[[Step], Tensor] | None = None,
         weigh: Callable[[Mask], Tensor] | None = None,
+        through: Callable[[Features, Mask], Features] | None = None,
     ):
         super().__init__()
-        self.decoder, self.target, self.loss, self.also, self.weigh, self.note = decoder, target, loss, also, weigh, target.note
+        self.through, self.decoder, self.target, self.loss = through, decoder, target, loss
+        self.also, self.weigh, self.note = also, weigh, target.note
 
     def begin(self, encoder):
         self.target.begin(encoder)
@@ -168,11 +182,13 @@ class Predict(Objective):
         self.target.follow(encoder, progress)
 
     def forward(self, features, mask, x, encoder):
+        if self.through is not None:
+            features = self.through(features, mask)
         prediction = self.decoder(features, mask)  # (B, M, out)
         truth = self.target(first(x))  # (B, N, out), or codes (B, N)
         each = self.loss(prediction, mask.masked(truth))  # (B, M)
         loss = mask.mean(each if self.weigh is None else each * self.weigh(mask))
-        return loss if self.also is None else loss + self.also(features, mask, truth, encoder, self.decoder)
+        return loss if self.also is None else loss + self.also(Step(features, mask, first(x), truth, encoder, self.decoder))
 
 
 class MaskedModel(Learner):
@@ -245,4 +261,5 @@ class MaskedModel(Learner):
         """What one objective predicts and what it should: `features`, `prediction` and `truth` (B, M, …). For viewers."""
         part = self.objectives[objective]
         features = self.encoder(self.encoder.take(x), mask)
-        return {"features": features, "prediction": part.decoder(features, mask), "truth": mask.masked(part.target(first(x)))}
+        told = features if part.through is None else part.through(features, mask)
+        return {"features": features, "prediction": part.decoder(told, mask), "truth": mask.masked(part.target(first(x)))}

@@ -13,6 +13,7 @@ from unmask.methods.aim import AIM
 from unmask.methods.beit import BEiT
 from unmask.methods.beit2 import BEiT2
 from unmask.methods.bootmae import BootMAE
+from unmask.methods.cae import CAE
 from unmask.methods.crossmae import CrossMAE
 from unmask.methods.dae import DAE
 from unmask.methods.data2vec import Data2Vec
@@ -54,11 +55,12 @@ METHODS = {  # the method, its patch, views a sample, local views a sample
     "bootmae": (BootMAE(), 4, 1, 0),
     "igpt": (IGPT(), 4, 1, 0),
     "dae": (DAE(), 8, 1, 0),
+    "cae": (CAE(regressor=2, decoder=1, drop_path=0), 8, 1, 0),
     "ibot": (sketches.IBOT(), 4, 2, 3),
     "data2vec2": (Data2Vec2(masks=3, decoder_noise=0), 8, 1, 0),
     "simclr": (sketches.SimCLR(), 8, 2, 0),
 }
-CODED = {"beit", "beit2"}  # methods that predict the codes of a tokenizer
+CODED = {"beit", "beit2", "cae"}  # methods that predict the codes of a tokenizer
 MOVING = {"mae, raw pixels, a moving ratio": 2, "ijepa": 2}  # graphs: the second has the lengths as variables
 TRUNKS = [  # one of every kind of places and prefix
     "vit_small_patch14_reg4_dinov2",

@@ -13,6 +13,7 @@ from unmask.errors import Refused
 from unmask.interchange.relative import from_beit as ours
 from unmask.interchange.relative import to_beit
 from unmask.methods.beit2 import BEiT2
+from unmask.model import Step
 from unmask.optim.groups import parameter_groups
 from unmask.targets.target import Target
 from unmask.testing import SMALL, check_method
@@ -65,7 +66,8 @@ def test_both_answers_losses_and_gradients_equal_the_official_code(golden, name)
         assert_close(torch.cat([found.prefix, found.patches], 1), tensors[f"output.features_{end}"], **CLOSE)
         assert_close(predict.decoder(found, mask)[kept], tensors[f"output.logits_{end}"], **CLOSE)
     assert torch.equal(mask.masked(tensors["input.token_ids"])[kept], tensors["output.labels"])
-    assert_close(predict.also(features, mask, tensors["input.token_ids"], learner.encoder, predict.decoder), tensors["output.loss_branch"], rtol=1e-6, atol=1e-6)
+    step = Step(features, mask, x, tensors["input.token_ids"], learner.encoder, predict.decoder)
+    assert_close(predict.also(step), tensors["output.loss_branch"], rtol=1e-6, atol=1e-6)
     loss = learner(x, mask=mask)["loss"]
     assert_close(loss, tensors["output.loss"], rtol=1e-6, atol=1e-6)
     loss.backward()

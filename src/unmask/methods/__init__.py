@@ -18,6 +18,7 @@ METHODS: dict[str, str] = {
     "aim": "unmask/methods/aim.py:AIM",
     "igpt": "unmask/methods/igpt.py:IGPT",
     "dae": "unmask/methods/dae.py:DAE",
+    "cae": "unmask/methods/cae.py:CAE",
 }
 TOKENIZERS: dict[str, str] = {  # vocabularies that some methods predict, trained by the same loop
     "dvae": "unmask/methods/dvae.py:DVAE",

@@ -13,14 +13,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from unmask import losses
-from unmask.decoders import Decoder, Linear
+from unmask.decoders import Linear
 from unmask.encoders.build import build, drop_path
 from unmask.encoders.features import Features
 from unmask.encoders.initial import beit_init, cut_normal, default_linear
 from unmask.errors import Refused
-from unmask.mask import Mask
 from unmask.masking import Block
-from unmask.model import MaskedModel, Predict
+from unmask.model import MaskedModel, Predict, Step
 from unmask.settings import Ratio, Train, Views, within
 from unmask.targets.codes import Codes, open_tokenizer
 
@@ -97,9 +96,9 @@ class Aggregation(nn.Module):
             each: Any = block
             each.drop_path1, each.drop_path2 = (DropPath(chance) if chance else nn.Identity() for _ in range(2))
 
-    def forward(self, features: Features, mask: Mask, truth: Tensor, encoder: Any, decoder: Decoder) -> Tensor:
-        said = decoder(self.aggregated(features, encoder), mask)  # (B, M, K)
-        return mask.mean(losses.cross_entropy(said, mask.masked(truth)))
+    def forward(self, step: Step) -> Tensor:
+        said = step.decoder(self.aggregated(step.features, step.encoder), step.mask)  # (B, M, K)
+        return step.mask.mean(losses.cross_entropy(said, step.mask.masked(step.truth)))
 
     def aggregated(self, features: Features, encoder: Any) -> Features:
         """What the decoder answers from."""

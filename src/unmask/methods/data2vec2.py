@@ -13,13 +13,11 @@ from torch import Tensor, nn
 from unmask import losses
 from unmask.decoders import Convolutions
 from unmask.encoders.build import build
-from unmask.encoders.features import Features
 from unmask.encoders.post_norm import PostNorm
 from unmask.encoders.vit import ViT, fix_places, mae_init
 from unmask.errors import Refused
-from unmask.mask import Mask
 from unmask.masking import InverseBlock
-from unmask.model import MaskedModel, Predict
+from unmask.model import MaskedModel, Predict, Step
 from unmask.settings import Ratio, Train, Views, within
 from unmask.targets.teacher import Momentum, Teacher, mean_of_branches
 
@@ -111,6 +109,6 @@ class Whole(nn.Module):
         super().__init__()
         self.weight = weight
 
-    def forward(self, features: Features, mask: Mask, truth: Tensor, encoder: nn.Module, decoder: nn.Module) -> Tensor:
-        said, whole = features.prefix[:, 0].float(), mask.fold(truth.mean(1))  # (K·B, D) each
+    def forward(self, step: Step) -> Tensor:
+        said, whole = step.features.prefix[:, 0].float(), step.mask.fold(step.truth.mean(1))  # (K·B, D) each
         return self.weight * (said - whole).square().sum(-1).mean() / math.sqrt(said.shape[-1])
