@@ -58,7 +58,7 @@ class SomeBlocks(Masking):
     def __call__(self, grid, noise, scores=None):
         N = math.prod(grid)
         budget = N * (self.low + (self.high - self.low) * noise[:, 1]) * (noise[:, 0] < self.chance)  # (B,)
-        table, order = noise[:, 2:].split([4 * Block.TABLE, N], dim=1)
+        table, order = noise[:, 2:].split([4 * self.block.table, N], dim=1)
         covered = self.block.rectangles(grid, budget, table.unflatten(1, (-1, 4))).flatten(1)  # (B, N)
         order = (covered + order).argsort(dim=1, descending=True, stable=True)
         mask = Mask(order[:, int(N * self.high) :], order[:, : int(N * self.high)], grid)
