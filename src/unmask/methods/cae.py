@@ -139,6 +139,7 @@ class Asking(nn.Module):
         super().__init__()
         width, self.heads = size.width, size.heads
         self.norm_q, self.norm_k, self.norm_v, self.norm = (nn.LayerNorm(width, eps=1e-6) for _ in range(4))
+        self.norm_k.bias.requires_grad_(False)  # what all keys have in common softmax takes away
         self.q, self.v, self.proj = (nn.Linear(width, width) for _ in range(3))
         self.k = nn.Linear(width, width, bias=False)
         self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((width,), size.scale)) for _ in range(2))
