@@ -13,6 +13,7 @@ from unmask.encoders.coded import regular
 from unmask.errors import Refused
 from unmask.interchange import igpt
 from unmask.interchange.encoder import load_encoder
+from unmask.interchange.timm_export import export_timm
 from unmask.load import load
 from unmask.methods.igpt import IGPT
 from unmask.targets.codes import Codes
@@ -190,6 +191,9 @@ def test_it_is_drawn_and_handed_on(tmp_path):
     assert "prediction, painted from codes" in Sheet.of(image).header
     opened = load_encoder("random:igpt_small_patch1_32", img_size=(8, 8))
     assert len(opened.model.patch_embed.colours) == 512 and opened.in_chans == 3
+    with pytest.raises(Refused, match="timm has no network 'igpt_small_patch1_32'"):
+        export_timm(opened, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
     with torch.no_grad():
         assert opened.model.forward_features(pictures(1, 3, (8, 8))).shape == (1, 65, 512)
 

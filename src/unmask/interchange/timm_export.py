@@ -38,6 +38,8 @@ def export_timm(encoder: Encoder, out: str | Path, witness: Witness | None = Non
 
     timm opens it before it gets its name, and looks at the witness's pictures.
     """
+    if timm.is_model(encoder.name) and timm.model_entrypoint(encoder.name).__module__.startswith("unmask."):
+        raise Refused(f"timm has no network '{encoder.name}': the name is unmask's own, and elsewhere nobody could open the folder; --to onnx, or --to safetensors")
     witness, facts, out = witness or Witness.of(encoder), facts or Facts(), Path(out)
     refuse_edited(out)
     with whole_folder(out, OWN) as folder:
