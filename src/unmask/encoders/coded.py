@@ -31,8 +31,8 @@ def regular(in_chans: int, wanted: int = 512) -> Tensor:
 
 
 def distances(x: Tensor, colours: Tensor) -> Tensor:
-    """Squared distances (B, H, W, K) of pixels (B, C, H, W) to colours (K, C)."""
-    return torch.cdist(x.float().flatten(2).transpose(1, 2), colours.expand(len(x), -1, -1), compute_mode="donot_use_mm_for_euclid_dist").square().unflatten(1, x.shape[2:])
+    """Squared distances (B, H, W, K) of pixels (B, C, H, W) to colours (K, C), but for the squares of the pixels, which all have."""
+    return colours.square().sum(1) - 2 * x.float().movedim(1, -1) @ colours.T
 
 
 class Vocabulary(nn.Embedding):
