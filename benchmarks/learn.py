@@ -66,6 +66,12 @@ OWN: dict[str, dict[str, Any]] = {  # on a CPU's networks: what a method's parts
     "bootmae": {"method.decoder_width": 64, "method.decoder_depth": 1},
     "pixio": {"method.decoder_width": 64, "method.decoder_depth": 2},
     "crossmae": {"method.decoder_width": 64, "method.decoder_depth": 2},
+    "cae": {"method.regressor": 2, "method.decoder": 1},
+}
+WORDS = {"beit": "dvae", "cae": "dvae", "beit2": "vqkd"}  # methods that predict codes, and what their tokenizer is, trained on the same pictures
+VOCABULARIES: dict[str, dict[str, Any]] = {  # on a CPU: how small tokenizers are
+    "dvae": {"vocabulary": 512, "hidden": 16, "blocks": 1},
+    "vqkd": {"vocabulary": 512, "columns": 16, "decoder_depth": 1},
 }
 JUDGED = {"small": (10_000, 5_000)}  # pictures that teach and judge, where a budget does not take all
 FEW = 5  # pictures of a class in a dry run
@@ -129,10 +135,23 @@ def pretrain(method: str, run: Path, train: Path, settings: dict[str, Any]) -> f
     status = run / "status.json"
     state = json.loads(status.read_text(encoding="utf-8"))["status"] if status.is_file() else None
     if state is None:
-        unmask.pretrain(method, str(train), run, **settings)
+        (unmask.pretrain if method in METHODS else unmask.train_tokenizer)(method, str(train), run, **settings)
     elif state != "finished":
         unmask.resume(run)
-    return (run / "encoder.safetensors").stat().st_mtime - (run / "config.yaml").stat().st_mtime
+    return (run / "model.safetensors").stat().st_mtime - (run / "config.yaml").stat().st_mtime
+
+
+def vocabulary(kind: str, ground: Ground) -> Path:
+    """The tokenizer of a kind, trained on this ground unless it is there; a `vqkd` is taught by the masked autoencoder of the same ground."""
+    run, shared = ground.run(kind), ground.settings
+    settings = {key: value for key, value in shared.items() if key in ("img_size", "epochs", "steps", "batch_size", "seed", "workers")} | {"lr": 1e-3}
+    settings |= VOCABULARIES[kind] if ground.words.budget != "gpu" else {}
+    if kind == "vqkd":
+        settings |= {key: shared[key] for key in ("model", "width", "depth", "heads", "patch_size") if key in shared} | {"teacher": str(ground.run("mae"))}
+    else:
+        settings |= {"stride": min(8, shared.get("patch_size", 8))}
+    pretrain(kind, run, ground.train, settings)
+    return run
 
 
 def encoders(ground: Ground, run: Path) -> Iterator[Row]:
@@ -210,6 +229,8 @@ def learn(method: str, ground: Ground, beside: list[dict[str, Any]]) -> list[dic
     settings = ground.settings | (OWN.get(method, {}) if words.budget != "gpu" else {})
     if method == "eva":  # the teacher is the masked autoencoder of the same ground
         settings |= {"method.teacher": str(ground.run("mae"))}
+    if method in WORDS:
+        settings |= {"method.tokenizer": str(vocabulary(WORDS[method], ground))}
     trained = pretrain(method, run, ground.train, settings)
     start = time.perf_counter()
     rows = [row for found in encoders(ground, run) for row in protocols(*found, words.seed)]
@@ -219,7 +240,7 @@ def learn(method: str, ground: Ground, beside: list[dict[str, Any]]) -> list[dic
     unmask.reconstruct(run, str(ground.val or ground.train), out=str(words.out / f"{name}.png"), count=count)
     print(f"{method}, {ground.name}:")
     show(rows + beside)
-    said = {key: list(value) if isinstance(value, tuple) else Path(value).name if key == "method.teacher" else value for key, value in settings.items()}
+    said = {key: list(value) if isinstance(value, tuple) else Path(value).name if key in ("method.teacher", "method.tokenizer") else value for key, value in settings.items()}
     result = {"settings": {"method": method, "data": words.data} | said, "machine": machine(ground.device)}
     seconds = {"pretraining_seconds": round(trained, 1), "evaluation_seconds": round(time.perf_counter() - start, 1)}
     print(keep(name, result | seconds | {"evaluations": rows + beside, "loss": curve(run)}, words.out), flush=True)
