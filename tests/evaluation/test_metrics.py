@@ -186,6 +186,13 @@ def test_groups_widen_the_interval_where_their_pictures_are_alike():
     assert score("classes", votes, truth, groups=torch.zeros(600))["interval_over"] == "pictures", "of one group no other can be drawn"
 
 
+def test_few_groups_are_said():
+    votes, truth = torch.eye(2)[torch.arange(60) % 2], torch.arange(60) // 30
+    row = score("classes", votes, truth, groups=torch.arange(60) // 30)
+    assert row["interval_doubt"].startswith("2 groups are too few") and "trust it little" in shown(row)
+    assert "interval_doubt" not in score("classes", votes, truth, groups=torch.arange(60) // 6)
+
+
 def test_the_interval_is_of_the_seed():
     answers, truth = drawn("tags")
     one, same, other = (score("tags", answers, truth, seed=seed)["interval"] for seed in (1, 1, 2))

@@ -10,8 +10,10 @@ from torch import nn
 from unmask.errors import Refused
 from unmask.interchange.timm import Encoder, rebuild
 from unmask.optim import groups, schedule
+from unmask.optim.groups import parameter_groups
 from unmask.settings import Train
 from unmask.transfer.classifier import Classifier, layer_of_stages
+from unmask.transfer.finetune import Finetune
 from unmask.transfer.teaching import fill
 
 VIT = ("vit_tiny_patch16_224", {"img_size": (32, 32), "in_chans": 3, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 0, "dynamic_img_size": True, "fc_norm": False})
@@ -193,3 +195,36 @@ def test_a_cosine_without_warm_up_is_dinos(golden, name):
     said = metadata["config"]
     ours = torch.tensor([schedule.cosine(epoch, said["linear_epochs"], said["linear_lr"], 0.0) for epoch in range(said["linear_epochs"])])
     torch.testing.assert_close(ours, tensors["output.linear_probe_lr_per_epoch"], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("pooling", ["avg", "attentive"])
+@pytest.mark.parametrize("model", ["test_resnet", "test_convnext", "test_efficientnet"])
+def test_a_network_without_tokens_is_trained_too(model, pooling):
+    learner = Finetune(pooling=pooling, layer_decay=0.65, mixup=0, cutmix=0, erasing=0).build(model, {"num_classes": 0}, (64, 64), list("abc"))
+    batch = {"images": torch.rand(4, 3, 64, 64), "labels": torch.tensor([0, 1, 2, 0])}
+    learner.train()(batch)["loss"].backward()
+    assert all(parameter.grad is not None for parameter in learner.parameters() if parameter.requires_grad)
+    if pooling == "avg":
+        trunk = learner.eval().encoder.trunk
+        mine = trunk.forward_head(trunk.forward_features(batch["images"]), pre_logits=True)
+        assert torch.equal(learner.pooled(batch["images"]), mine), "the features of evaluate"
+    assert len(parameter_groups(learner, Train())[0]) > 2 and min(group["lr"] for group in learner.parameter_groups(Train())) < 0.9
+
+
+def test_a_frozen_network_keeps_its_statistics_and_an_average_has_them():
+    frozen = Finetune(last_blocks=0, mixup=0, cutmix=0, erasing=0).build("test_resnet", {"num_classes": 0}, (64, 64), list("ab"))
+    before = frozen.encoder.trunk.bn1.running_mean.clone()
+    batch = {"images": torch.rand(4, 3, 64, 64), "labels": torch.tensor([0, 1, 1, 0])}
+    frozen.train()(batch)
+    assert torch.equal(frozen.encoder.trunk.bn1.running_mean, before)
+    learner = Finetune(ema=0.9, layer_decay=0.65, mixup=0, cutmix=0, erasing=0).build("test_resnet", {"num_classes": 0}, (64, 64), list("ab"))
+    learner.train()(batch)
+    learner.after_step(0.0)
+    assert not torch.equal(learner.encoder.trunk.bn1.running_mean, before)
+    assert torch.equal(learner.average["encoder"].trunk.bn1.running_mean, learner.encoder.trunk.bn1.running_mean)
+
+
+@pytest.mark.parametrize("settings", [{"last_blocks": 1}, {"drop_path": 0.1}, {"pooling": "cls"}])
+def test_what_a_network_without_tokens_cannot_do_is_refused(settings):
+    with pytest.raises(Refused, match="no row of blocks|no class token"):
+        Finetune(**settings).build("test_resnet", {"num_classes": 0}, (64, 64), list("ab"))

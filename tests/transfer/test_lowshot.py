@@ -11,6 +11,7 @@ import torch
 from unmask import api
 from unmask.data.labels import Labels
 from unmask.errors import Refused
+from unmask.evaluation.metrics import shown
 from unmask.transfer import lowshot
 from unmask.transfer.supervised import asked_of, few
 
@@ -71,6 +72,35 @@ def test_subsets_are_of_every_class_alike_and_differ():
     assert len(few(numbers, range(50), None, 0.2, 0)) == 10
     with pytest.raises(Refused, match="numbers"):
         few(numbers, range(50), 3, None, 0)
+
+
+def test_a_share_of_tags_and_numbers_is_one_of_every_part_of_them():
+    ages = Labels("numbers", np.arange(200, dtype=np.float32)[:, None], ["age"])
+    for subset in range(20):
+        taken = few(ages, range(200), None, 0.05, 0, subset)
+        assert [row // 20 for row in taken] == list(range(10)), "one of every tenth"
+    tags = Labels("tags", (np.arange(200)[:, None] % np.array([2, 50])[None] == 0).astype(np.float32), ["often", "rare"])
+    for subset in range(20):
+        taken = few(tags, range(200), None, 0.1, 0, subset)
+        assert tags.values[taken, 1].sum() >= 1 and 8 <= tags.values[taken, 0].sum() <= 12
+
+
+def test_a_share_is_one_of_whole_groups():
+    numbers, groups = np.arange(200) % 4 // 2, np.arange(200) // 10
+    labels = Labels("classes", numbers, ["a", "b"], groups)
+    one, other = (few(labels, range(200), None, 0.2, 0, subset) for subset in (0, 1))
+    assert len(set(groups[one])) == 4 and len(one) == 40 and one != other, "four of twenty patients, with all their pictures"
+    with pytest.raises(Refused, match="--share 0.01 of 20 groups, which stay whole"):
+        few(labels, range(200), None, 0.01, 0)
+    assert len(few(labels, range(200), 3, None, 0)) == 6
+
+
+def test_an_interval_is_of_possible_values_and_says_what_it_is_worth():
+    rows = [{"metric": "auroc", "auroc": value, "interval": [0.4, 0.6], "interval_over": "pictures"} for value in (0.9, 0.98)]
+    found = lowshot.together(rows)
+    assert found["interval"][1] == 1.0 and 0 <= found["interval"][0] < 0.9 and "2 subsets are too few" in shown(found)
+    more = lowshot.together([{"metric": "top1", "top1": value, "interval": [], "interval_over": ""} for value in (0.0, 2.0, 1.0)])
+    assert more["interval"][0] == 0 and "interval_doubt" not in more
 
 
 def test_numbers_are_learnt_in_deviations():

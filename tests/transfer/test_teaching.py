@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 import unmask
 from unmask import api, cli
 from unmask.errors import Refused
+from unmask.evaluation.features import pool
 from unmask.interchange.encoder import load_encoder
 
 QUICK = {"batch_size": 8, "accelerator": "cpu", "workers": 0, "steps": 12, "seed": 3, "monitor_every": 6, "mixup": 0.8, "cutmix": 1.0, "drop_path": 0.1, "lr": 1e-3}
@@ -70,7 +72,7 @@ def test_the_encoder_it_leaves_is_an_encoder(whole, data):
 def test_load_gives_the_classifier_back(whole):
     learner = unmask.load(whole)
     answers = learner.predict(torch.zeros(2, 3, 32, 32))
-    assert answers.shape == (2, 4) and torch.allclose(answers.sum(1), torch.ones(2))
+    assert answers.shape == (2, 4) and learner.names == ["0", "1", "2", "3"] and torch.allclose(answers.sum(1), torch.ones(2))
 
 
 def test_the_average_is_exported_when_asked(encoder, data, tmp_path):
@@ -239,3 +241,19 @@ def test_numbers_are_learnt_in_their_own_units(encoder, data, tmp_path, capsys):
     assert row["kind"] == "numbers" and row["metric"] == "r2" and row["r2"] > 0.3 and "r2_average" in row
     answers = unmask.load(tmp_path / "run").predict(torch.zeros(2, 3, 32, 32))
     assert answers.shape == (2, 2) and (answers[:, 0] > 900).all() and (answers[:, 1] < 300).all()
+
+
+def test_an_encoder_without_tokens_is_trained_on(data, tmp_path):
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "res.pth")
+    word, words = f"{tmp_path / 'res.pth'}:model=test_resnet", {"img_size": 32, "steps": 2, "batch_size": 8, "workers": 0, "accelerator": "cpu"}
+    for protocol in ("finetune", "attentive"):
+        row = api.evaluate(protocol, word, str(data), out=str(tmp_path / protocol), **words)
+        assert row["n_val"] == 16 and row["run"] == str(tmp_path / protocol)
+    tuned, x = load_encoder(tmp_path / "finetune"), torch.rand(2, 3, 32, 32)
+    assert (tuned.name, tuned.img_size, tuned.in_chans) == ("test_resnet", (32, 32), 3)
+    learner = unmask.load(tmp_path / "finetune")
+    assert torch.equal(learner.pooled(x), pool(tuned.model, x)["avg"])
+    assert all(torch.equal(a, b) for a, b in zip(load_encoder(word).model.state_dict().values(), load_encoder(tmp_path / "attentive").model.state_dict().values()))
+    with pytest.raises(Refused, match="--last_blocks: test_resnet has no row of blocks"):
+        api.evaluate("finetune", word, str(data), out=str(tmp_path / "no"), last_blocks=2, **words)
+    assert not (tmp_path / "no" / "config.yaml").exists()

@@ -148,12 +148,21 @@ def held_out(labels: Labels, share: float, seed: int) -> tuple[np.ndarray, np.nd
     return np.flatnonzero(~held), np.flatnonzero(held), f"{share:.0%} of DATA, of {alike} alike, kept apart"
 
 
-def _strata(labels: Labels) -> np.ndarray:
-    """The class of every row (n,); of one quantity its range between quantiles, equal numbers in one."""
+def drawn(labels: Labels, share: float, seed: int, *keys: int | str) -> np.ndarray:
+    """The rows of a subset: a `share` of every class, tag or range of a quantity, whole groups where there are groups. `keys` number the subset."""
+    if share >= 1:
+        return np.arange(len(labels))
+    if labels.groups is not None:
+        return _whole_groups(labels, share, seed, *keys)[1]
+    return np.flatnonzero(_stratified(labels, share, seeds.uniform((len(labels),), seed, *keys).numpy(), round(share * len(labels))))
+
+
+def _strata(labels: Labels, most: int = QUANTILES) -> np.ndarray:
+    """The class of every row (n,); of one quantity its range between at most so many quantiles, equal numbers in one."""
     if labels.kind == "classes":
         return labels.values
     numbers = labels.values[:, 0]
-    bins = max(1, min(QUANTILES, len(numbers) // 10))
+    bins = max(1, min(QUANTILES, most, len(numbers) // 10))
     edges = np.unique(np.nanquantile(numbers, np.linspace(0, 1, bins + 1)[1:-1]))
     return np.asarray(np.searchsorted(edges, np.nan_to_num(numbers, nan=np.inf), side="right"))
 
@@ -178,11 +187,11 @@ def _counts(labels: Labels, of: np.ndarray, groups: int) -> np.ndarray:
     return np.concatenate([np.bincount(of, minlength=groups)[:, None], counts[:, counts.sum(axis=0) > 0]], axis=1)
 
 
-def _stratified(labels: Labels, share: float, order: np.ndarray) -> np.ndarray:
-    """(n,) bool of the rows held out, every row by itself."""
+def _stratified(labels: Labels, share: float, order: np.ndarray, most: int = QUANTILES) -> np.ndarray:
+    """(n,) bool of the rows held out, every row by itself; a quantity has at most so many strata."""
     if labels.kind == "tags" or (labels.kind == "numbers" and labels.values.shape[1] > 1):
         return _iterative(_memberships(labels), share, order)
-    strata = _strata(labels)
+    strata = _strata(labels, most)
     held: np.ndarray = np.zeros(len(labels), bool)
     for number in np.unique(strata):
         rows = np.flatnonzero(strata == number)
@@ -217,7 +226,7 @@ def _iterative(strata: np.ndarray, share: float, order: np.ndarray) -> np.ndarra
     return held
 
 
-def _exchanged(held: np.ndarray, counts: np.ndarray, cost: Callable[[np.ndarray], np.ndarray], seed: int) -> np.ndarray:
+def _exchanged(held: np.ndarray, counts: np.ndarray, cost: Callable[[np.ndarray], np.ndarray], seed: int, *keys: int | str) -> np.ndarray:
     """`held` (G,) after every exchange of a group held out for one that is not which lowers the cost of the counts (…, 1 + L) held out.
 
     Single moves stop where each of them makes one side too large. Of many groups only some exchanges are tried.
@@ -225,7 +234,7 @@ def _exchanged(held: np.ndarray, counts: np.ndarray, cost: Callable[[np.ndarray]
     held, have, helped, turn = held.copy(), counts[held].sum(axis=0), True, 0
     tries = EXCHANGES // counts.shape[1]
     while helped and tries > 0:
-        order = seeds.uniform((len(held),), seed, "exchanges", turn).numpy().argsort(kind="stable")
+        order = seeds.uniform((len(held),), seed, *keys, "exchanges", turn).numpy().argsort(kind="stable")
         helped, turn = False, turn + 1
         for out in order[held[order]]:
             others = order[~held[order]][:tries]
@@ -241,7 +250,7 @@ def _exchanged(held: np.ndarray, counts: np.ndarray, cost: Callable[[np.ndarray]
     return held
 
 
-def _whole_groups(labels: Labels, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
+def _whole_groups(labels: Labels, share: float, seed: int, *keys: int | str) -> tuple[np.ndarray, np.ndarray, str]:
     """Groups change sides, in a random order, then two by two, as long as that brings every stratum nearer to its share."""
     assert labels.groups is not None
     names, of = np.unique(labels.groups, return_inverse=True)
@@ -260,13 +269,13 @@ def _whole_groups(labels: Labels, share: float, seed: int) -> tuple[np.ndarray, 
 
     for turn in range(PASSES):
         before = held.copy()
-        for group in seeds.uniform((len(names),), seed, "groups", turn).numpy().argsort(kind="stable"):
+        for group in seeds.uniform((len(names),), seed, *keys, "groups", turn).numpy().argsort(kind="stable"):
             moved = have + (-1 if held[group] else 1) * counts[group]
             if cost(moved) < cost(have) - 1e-12:
                 have, held[group] = moved, not held[group]
         if (before == held).all():
             break
-    held = _exchanged(held, counts, cost, seed)
+    held = _exchanged(held, counts, cost, seed, *keys)
     rows = held[of]
     if not held.any() or held.all():
         raise Refused("the groups cannot be divided into two parts: give others to judge by with --val")

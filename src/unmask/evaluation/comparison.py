@@ -10,12 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from unmask.evaluation.metrics import METRIC, score
+from unmask.evaluation.metrics import FEW, METRIC, score
 from unmask.evaluation.paired import Difference, Judged, explained, mean_auroc, share_right
 from unmask.evaluation.ranking import SAID, Field, signed, verdict
 
 PIXELS, RANDOM = "pixel statistics", "the random encoder"  # the floors, in the words of the verdict
-FEW = 10  # groups below which an interval over groups rests on little
 LONG = ("per_tag", "per_number", "intervals", "left_out", "interval_over")  # of a row of figures: left to `unmask evaluate`
 JUDGES = {"classes": share_right, "tags": mean_auroc, "numbers": explained}
 

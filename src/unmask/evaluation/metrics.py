@@ -15,6 +15,8 @@ ROUNDS = 1000  # resamples of an interval: its ends then move by about a twentie
 WORK = 2e9  # numbers that an interval may cost; beyond it takes fewer rounds, at least 200
 MEMORY = 2e7  # numbers of resamples kept at once
 METRIC = {"classes": "top1", "tags": "auroc", "numbers": "r2"}
+RANGE = {"top1": (0.0, 100.0), "auroc": (0.0, 1.0), "r2": (-math.inf, 1.0)}
+FEW = 10  # groups below which an interval over groups rests on little
 PERCENT = {"top1", "top5", "balanced_accuracy"}  # shares of pictures; auroc, map and r2 are at most 1, mae and rmse in the quantity's unit
 
 
@@ -25,7 +27,7 @@ def score(kind: str, answers: Tensor, truth: Tensor, seed: int = 0, groups: Tens
     (m, T), truth (m, T) with NaN. Shares of pictures are in percent, areas between 0 and 1. top1 and top5 have Wilson's interval,
     everything else the 2.5 and 97.5 percentiles over resampled pictures; with `groups` (m,), whose pictures are alike, groups are
     resampled, for all figures. What cannot be computed (a tag with one value only, a constant quantity) is left out of the means
-    and named in `left_out`; a figure of nothing is None, and so is its interval.
+    and named in `left_out`; a figure of nothing is None, and so is its interval. Of few groups `interval_doubt` says what it is worth.
     """
     answers, truth = answers.detach().float().cpu(), truth.detach().cpu()
     figures, more = {"classes": _classes, "tags": _tags, "numbers": _numbers}[kind](answers, truth, list(names or ()))
@@ -39,7 +41,9 @@ def score(kind: str, answers: Tensor, truth: Tensor, seed: int = 0, groups: Tens
                 intervals[name] = [round(end, 2) for end in wilson(right(answers, truth, k), len(truth))]
     metric = METRIC[kind]
     row = {"metric": metric, metric: found.pop(metric), "interval": intervals[metric], **found, **more, "intervals": intervals}
-    return row | {"interval_over": "pictures" if ids is None else f"{int(ids.max()) + 1} groups"}
+    count = 0 if ids is None else int(ids.max()) + 1
+    row |= {"interval_over": f"{count} groups" if count else "pictures"}
+    return row | ({"interval_doubt": f"{count} groups are too few to tell how far they spread"} if 0 < count < FEW else {})
 
 
 def worth(kind: str, answers: Tensor, truth: Tensor) -> float:
@@ -54,7 +58,8 @@ def shown(row: dict[str, Any]) -> str:
     if value is None or interval is None:
         return f"{metric} cannot be computed on these pictures"
     name, form, unit = {"top1": ("", "{:.1f}", " %"), "auroc": ("AUROC ", "{:.3f}", ""), "r2": ("R² ", "{:.3f}", "")}[metric]
-    return f"{name}{form.format(value)}{unit} (95 % interval {form.format(interval[0])} to {form.format(interval[1])})"
+    doubt = f"; trust it little: {row['interval_doubt']}" if row.get("interval_doubt") else ""
+    return f"{name}{form.format(value)}{unit} (95 % interval {form.format(interval[0])} to {form.format(interval[1])}{doubt})"
 
 
 Figures = Callable[[Tensor], dict[str, Tensor]]  # weights (b, m) of the pictures -> figures (b,)

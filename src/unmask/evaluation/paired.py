@@ -135,14 +135,6 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return 1.0 if only_first == only_second else min(1.0, 2 * sum(terms) - terms[-1])
 
 
-def design_effect(pulls: np.ndarray, groups: np.ndarray) -> float:
-    """How many times larger the variance is because pictures come in groups; at least 1."""
-    summed = np.bincount(np.unique(groups, return_inverse=True)[1], weights=pulls)
-    if len(summed) < 2 or not (pulls**2).sum() > 0:
-        return 1.0
-    return max(1.0, len(summed) / (len(summed) - 1) * float((summed**2).sum() / (pulls**2).sum()))
-
-
 def student(level: float, freedom: int) -> float:
     """How many standard errors an interval reaches to each side: Student's t, by its own integral, for `freedom` degrees."""
     if freedom > 1000:

@@ -173,6 +173,8 @@ def _from_file(path: Path, said: Mapping[str, Any]) -> Encoder:
         sizes: dict[str, Any] = {key: words[key] for key in ("width", "depth", "heads") if key in words}
         trunk = create_trunk(words["model"], size, _number(words["in_chans"]), patch[0] if isinstance(patch, list) else patch, **sizes)
     fill_whole(trunk, state, path)
+    if "patch_size" not in words:  # a network without tokens, fine-tuned
+        return Encoder(trunk, words["model"], size, _number(words["in_chans"]), source=str(path), kwargs=tuples(json.loads(words["kwargs"])), **statistics)
     return encoder_of(trunk, str(path), statistics)
 
 

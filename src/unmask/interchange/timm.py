@@ -60,16 +60,13 @@ def sight_of(encoder: Encoder) -> dict[str, dict[str, Any]]:
 
 
 def describe(trunk: Any, meta: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """The metadata strings of a file that holds `trunk`: what timm needs to build it again, with `meta` (mean, std, low, high, …) added."""
+    """The metadata strings of a file that holds `trunk`: what timm needs to build it again, with `meta` (mean, std, low, high, …) added.
+
+    Of a network that takes any size `meta` says img_size and in_chans.
+    """
     kwargs = dict(vars(trunk).get("unmask_kwargs") or _arguments(trunk))
-    known = {
-        "format": FORMAT,
-        "model": kwargs.pop("model"),
-        "img_size": list(kwargs["img_size"]),
-        "in_chans": kwargs["in_chans"],
-        "patch_size": list(trunk.patch_embed.patch_size),
-        "kwargs": kwargs,
-    }
+    known = {"format": FORMAT, "model": kwargs.pop("model"), "kwargs": kwargs}
+    known |= {"img_size": list(kwargs["img_size"]), "in_chans": kwargs["in_chans"], "patch_size": list(trunk.patch_embed.patch_size)} if "img_size" in kwargs else {}
     words = known | {"low": [0.0], "high": [255.0]} | {key: value for key, value in (meta or {}).items() if value is not None and key != "kwargs"}
     return {key: value if isinstance(value, str) else json.dumps(plain(value)) for key, value in words.items()}
 

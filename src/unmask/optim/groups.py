@@ -97,11 +97,6 @@ def layer_of(name: str, depth: int) -> int:
     return int(block[1]) + 1 if block else depth + 1
 
 
-def layer_scale(name: str, depth: int, layer_decay: float) -> float:
-    """What the learning rate of a parameter is multiplied by: layer_decay^(depth + 1 − layer)."""
-    return layer_decay ** (depth + 1 - layer_of(name, depth))
-
-
 def by_layer(
     named: Iterable[tuple[str, nn.Parameter]],
     depth: int,

@@ -46,4 +46,4 @@ class Attentive:
         """A fresh learner over the timm network `model` built with `kwargs`; `names`: of the classes, tags or numbers (with their `moments`)."""
         pool = {"depth": self.pool_depth} | ({"heads": self.pool_heads} if self.pool_heads else {})
         form: dict[str, Any] = {"pooling": "attentive", "pool": pool, "last_blocks": 0, "head_std": 0.02, "ema": self.ema}
-        return Classifier(model, {**kwargs, "img_size": tuple(img_size)}, kind=kind, count=len(names), moments=moments, **form)
+        return Classifier(model, {**kwargs, "img_size": tuple(img_size)}, kind=kind, count=len(names), names=names, moments=moments, **form)

@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from unmask.data.sampler import share
+from unmask.errors import Refused
 from unmask.recipe import Recipe
 from unmask.training import plan
+from unmask.transfer.classifier import maskable
 
 PAPER = {  # up to this width: what MAE's fine-tuning sets by the network (FINETUNE.md; appendix A.1, Table 9)
     768: {"epochs": 100.0, "base_lr": 5e-4, "layer_decay": 0.65, "drop_path": 0.1},
@@ -26,6 +28,18 @@ def published(recipe: Recipe, width: int) -> dict[str, Any]:
     if recipe.name != "finetune":
         return {"epochs": recipe.method.paper.epochs}
     return next(numbers for limit, numbers in PAPER.items() if width <= limit)
+
+
+def fitting(recipe: Recipe, model: str) -> tuple[Recipe, list[str]]:
+    """Refused before anything is computed: what a network without a row of equal blocks cannot do. Branches of it are never left out."""
+    method = vars(recipe.method)
+    if maskable(model):
+        return recipe, []
+    wrong = next((name for name in ("drop_path", "last_blocks") if method.get(name)), None)
+    if wrong is not None:
+        raise Refused(f"--{wrong}: {model} has no row of blocks that are all alike" + (" (--last_blocks 0 trains the head alone)" if wrong == "last_blocks" else ""))
+    said = [f"{model} is trained as timm builds it: its own pooling" + (", drop_path 0" if "drop_path" in method else "")]
+    return (replace(recipe, method=replace(recipe.method, drop_path=0.0)) if "drop_path" in method else recipe), said
 
 
 def choose(recipe: Recipe, count: int, width: int) -> tuple[Recipe, list[str]]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import timm
 import torch
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from unmask.encoders.adapter import Adapter
-from unmask.encoders.build import adapted
+from unmask.encoders.build import FAMILIES, FIXED, adapted
 from unmask.encoders.build import drop_path as leave_out
 from unmask.errors import Refused
 from unmask.interchange.timm import rebuild
@@ -25,8 +28,10 @@ from unmask.settings import Train
 from unmask.transfer.answers import Answers, Kind
 from unmask.transfer.mixing import Erasing, Mixing
 from unmask.transfer.pooling import AttentivePool
+from unmask.transfer.whole import Whole
 
 HEAD_STD = 2e-5  # of the head's weights at the start: its first answers are all alike (MAE, main_finetune.py)
+HEADS = 8  # of the attentive pool where the network has none of its own
 FRESH_NORM: dict[type, dict[str, Any]] = {  # the final norm moves behind the mean of the patches and starts afresh (MAE, models_vit.py)
     VisionTransformer: {"global_pool": "avg", "fc_norm": True},
     Eva: {"global_pool": "avg", "use_fc_norm": True, "use_post_transformer_norm": False},
@@ -50,6 +55,7 @@ class Classifier(Learner):
         pooling: str = "avg",
         kind: Kind = "classes",
         count: int,
+        names: Sequence[str] = (),
         moments: tuple[Sequence[float], Sequence[float]] | None = None,
         last_blocks: int | None = None,
         layer_decay: float = 1.0,
@@ -64,14 +70,19 @@ class Classifier(Learner):
     ):
         """`model`, `kwargs`: timm's network; `pool`: arguments of the attentive pooling; the others are those of `Finetune`."""
         super().__init__()
+        self.names = list(names)  # of what `predict` gives, column by column
         self.pooling, self.layer_decay, self.last_blocks, self.ema = pooling, layer_decay, last_blocks, ema
         self.encoder = network(model, kwargs, pooling)
-        leave_out(self.encoder, drop_path)
-        width = self.encoder.width
-        if pooling in ("cls", "cls+avg") and vars(self.encoder.trunk)["_parameters"].get("cls_token") is None:
+        width, whole = self.encoder.width, isinstance(self.encoder, Whole)
+        if whole and (drop_path or last_blocks):
+            raise Refused(f"--{'drop_path' if drop_path else 'last_blocks'}: {model} has no row of blocks that are all alike (--last_blocks 0 trains the head alone)")
+        if not whole:
+            leave_out(self.encoder, drop_path)
+        if pooling in ("cls", "cls+avg") and (whole or vars(self.encoder.trunk)["_parameters"].get("cls_token") is None):
             raise Refused(f"--pooling {pooling}: {model} has no class token; use avg or attentive")
         if pooling == "attentive":
-            self.pool = AttentivePool(width, **({"heads": blocks_of(self.encoder.trunk)[-1].attn.num_heads} | dict(pool or {})))
+            heads = math.gcd(width, HEADS) if whole else blocks_of(self.encoder.trunk)[-1].attn.num_heads
+            self.pool = AttentivePool(width, **({"heads": heads} | dict(pool or {})))
         self.head = nn.Linear(width * (2 if pooling == "cls+avg" else 1), count)
         nn.init.trunc_normal_(self.head.weight, std=head_std)
         nn.init.zeros_(self.head.bias)
@@ -88,10 +99,12 @@ class Classifier(Learner):
 
     def freeze(self) -> None:
         """Only the last blocks, the norm behind them, pooling and head are trained; with `last_blocks` None everything."""
-        trunk, behind = self.encoder.trunk, norm_behind(self.encoder.trunk)
+        trunk, behind = self.encoder.trunk, norm_behind(self.encoder)
         trunk.requires_grad_(self.last_blocks is None)
         behind.requires_grad_(self.pooling != "attentive")  # it is the head's, and an attentive pool has none
-        if self.last_blocks is None:
+        if isinstance(self.encoder, Whole):
+            self.encoder.leave_unused()
+        if self.last_blocks is None or isinstance(self.encoder, Whole):
             return
         blocks = blocks_of(trunk)
         if self.last_blocks > len(blocks):
@@ -99,6 +112,13 @@ class Classifier(Learner):
         for block in blocks[len(blocks) - self.last_blocks :]:
             block.requires_grad_(True)
         trunk.norm.requires_grad_(self.last_blocks > 0)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """A frozen encoder computes what it does in evaluation, statistics of batches included."""
+        super().train(mode)
+        if self.last_blocks == 0:
+            self.encoder.eval()
+        return self
 
     def pooled(self, images: Tensor, parts: nn.ModuleDict | None = None) -> Tensor:
         """What the head sees (B, D or 2D) of pictures (B, C, H, W)."""
@@ -108,7 +128,7 @@ class Classifier(Learner):
         if self.pooling == "attentive":
             pool = self.pool if parts is None else parts["pool"]
             return pool(torch.cat([features.prefix, features.patches], dim=1))
-        norm = norm_behind(encoder.trunk)
+        norm = norm_behind(encoder)
         found = {"cls": lambda: norm(features.prefix[:, 0]), "avg": lambda: norm(features.patches.mean(dim=1))}
         return torch.cat([found[name]() for name in self.pooling.split("+")], dim=1)
 
@@ -122,7 +142,7 @@ class Classifier(Learner):
 
     @torch.no_grad()
     def predict(self, images: Tensor, average: bool = False) -> Tensor:
-        """Probabilities (B, count) of the classes or tags, or the numbers in their own units, of normalised pictures (B, C, H, W)."""
+        """Probabilities (B, count) of the classes or tags `names`, or the numbers in their own units, of normalised pictures (B, C, H, W)."""
         training = self.training
         self.eval()
         found = self.answers.read(self.outputs(images, average))
@@ -155,10 +175,17 @@ class Classifier(Learner):
         share = 1 - torch.minimum(torch.full_like(steps, self.ema or 0.0), (1 + steps) / (10 + steps))
         for follows, weight in zip(self.average.parameters(), self.parts().parameters()):
             follows.lerp_(weight, share)
+        for follows, value in zip(self.average.buffers(), self.parts().buffers()):  # a BatchNorm's statistics
+            follows.copy_(value)
 
     def parameter_groups(self, train: Train) -> list[dict[str, Any]]:
         """A group for each block and kind of decay: MAE's rule (util/lr_decay.py), in which everything behind the blocks has the full rate."""
         trunk, prefix = self.encoder.trunk, "encoder.trunk."
+        if isinstance(self.encoder, Whole):
+            behind = [(name, parameter) for name, parameter in self.named_parameters() if not name.startswith(prefix)]
+            groups = param_groups_layer_decay(trunk, train.weight_decay, layer_decay=self.layer_decay)  # timm knows each network's layers
+            own = [{"params": group["params"], "weight_decay": group["weight_decay"], "lr": group["lr_scale"]} for group in groups]
+            return [*own, *by_layer(behind, 0, 1.0, train.weight_decay, {"pool.query"})]
         named = [(name.removeprefix(prefix) if name.startswith(prefix) else f"head.{name}", parameter) for name, parameter in self.named_parameters()]
         spared = {"cls_token", "pos_embed", "head.pool.query", *trunk.no_weight_decay()}
         stages = [len(stage.blocks) for stage in trunk.layers] if isinstance(trunk, SwinTransformer) else []
@@ -166,20 +193,29 @@ class Classifier(Learner):
         return by_layer(named, len(blocks_of(trunk)), self.layer_decay, train.weight_decay, spared, layer)
 
 
-def network(model: str, kwargs: Mapping[str, Any], pooling: str) -> Adapter:
+def network(model: str, kwargs: Mapping[str, Any], pooling: str) -> Adapter | Whole:
     """The encoder around timm's model. Pooled by `avg`, its final norm stands behind the pool; a Beit's table of relative places, if all blocks share one, is one a block."""
+    if not maskable(model):
+        arguments = {name: value for name, value in kwargs.items() if name != "img_size"}
+        other = rebuild(model, arguments)
+        return Whole(other, kwargs["img_size"], arguments.get("in_chans", 3), places=pooling == "attentive")
     trunk = rebuild(model, kwargs)
     own: dict[str, Any] = {}
-    if pooling == "avg" and isinstance(norm_behind(trunk), nn.Identity):
+    if pooling == "avg" and isinstance(trunk.fc_norm if isinstance(trunk, tuple(FRESH_NORM)) else None, nn.Identity):
         own |= next((fresh for family, fresh in FRESH_NORM.items() if isinstance(trunk, family)), {})
     if isinstance(trunk, Beit) and trunk.rel_pos_bias is not None:
         own |= OWN_TABLES
     return adapted(rebuild(model, {**kwargs, **own}) if own else trunk)
 
 
-def norm_behind(trunk: Any) -> nn.Module:
-    """The norm behind the pool, where the family has a place for one."""
-    return nn.Identity() if isinstance(trunk, SwinTransformer) else trunk.fc_norm
+def maskable(model: str) -> bool:
+    """Whether a timm model's name is of the families that a mask can go into."""
+    return timm.model_entrypoint(model.split(".")[0]).__module__ in FAMILIES | FIXED
+
+
+def norm_behind(encoder: Any) -> nn.Module:
+    """The norm behind the pool that the classifier applies, where the family has a place for one."""
+    return encoder.trunk.fc_norm if isinstance(encoder.trunk, tuple(FRESH_NORM)) and not isinstance(encoder, Whole) else nn.Identity()
 
 
 def blocks_of(trunk: Any) -> list[Any]:

@@ -67,6 +67,7 @@ class Finetune:
             pooling="avg" if self.pooling == "auto" else self.pooling,
             kind=kind,
             count=len(names),
+            names=names,
             moments=moments,
             last_blocks=self.last_blocks,
             layer_decay=1.0 if self.layer_decay is None else self.layer_decay,

@@ -6,6 +6,7 @@ and scaled to length 1, no bias, a penalty of l2 / n. Or every subset trains the
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -19,15 +20,13 @@ from unmask.data.loader import Pictures
 from unmask.data.splits import parts
 from unmask.errors import Refused
 from unmask.evaluation.features import FeatureTable, extract
-from unmask.evaluation.metrics import METRIC, score
+from unmask.evaluation.metrics import METRIC, RANGE, score
+from unmask.evaluation.paired import student
 from unmask.evaluation.probe import ridge
 from unmask.interchange.timm import Encoder
 from unmask.transfer.supervised import few
 
-STUDENT = (  # two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom
-    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.306, 2.2622, 2.2281, 2.201, 2.1788, 2.1604, 2.1448, 2.1314),
-    *(2.1199, 2.1098, 2.1009, 2.093, 2.086, 2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
-)
+FEW = 3  # subsets below which their spread is hardly known
 ROUNDS = 1000  # iterations of L-BFGS at most
 
 
@@ -115,10 +114,10 @@ def logistic(x: Tensor, targets: Tensor, l2: float, one_of: bool = True, toleran
     return weight.detach()
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean of what several subsets gave: Student's t."""
-    half = STUDENT[min(len(values) - 1, len(STUDENT)) - 1] * statistics.stdev(values) / len(values) ** 0.5
-    return statistics.fmean(values) - half, statistics.fmean(values) + half
+def interval(values: Sequence[float], low: float = -math.inf, high: float = math.inf) -> tuple[float, float]:
+    """The 95 % interval of the mean of what several subsets gave: Student's t, cut to the values that are possible."""
+    half = student(0.95, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return max(low, statistics.fmean(values) - half), min(high, statistics.fmean(values) + half)
 
 
 def together(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -128,13 +127,16 @@ def together(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if any(value is None for value in values):
         raise Refused(f"{metric} cannot be computed on these pictures: they have one value only")
     mean = round(statistics.fmean(values), 4)
-    said = {"seeds": len(rows), "each": values}
+    said: dict[str, Any] = {"seeds": len(rows), "each": values}
     if len(rows) == 1:
-        ends, over = rows[0]["interval"], rows[0]["interval_over"]
+        ends, over, doubt = rows[0]["interval"], rows[0]["interval_over"], rows[0].get("interval_doubt")
     else:
-        ends, over = [round(end, 2 if metric == METRIC["classes"] else 4) for end in interval(values)], f"{len(rows)} subsets"
+        low, high = RANGE[metric]
+        ends, over = [round(end, 2 if metric == METRIC["classes"] else 4) for end in interval(values, low, high)], f"{len(rows)} subsets"
+        doubt = f"{len(rows)} subsets are too few to tell how far they spread" if len(rows) < FEW else None
     others = {name: _mean([row[name] for row in rows]) for name in ("top5", "balanced_accuracy", "map", "mae", "mae_of_median") if name in rows[0]}
     same = {name: rows[0][name] for name in ("classes", "chance", "majority") if name in rows[0]}
+    said |= {"interval_doubt": doubt} if doubt else {}
     return {"metric": metric, metric: mean, "interval": ends, "interval_over": over, **said, **others, **same}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from unmask import seeds
 from unmask.data.labels import Labels
 from unmask.data.loader import Batch, Pictures
+from unmask.data.splits import drawn
 from unmask.errors import Refused
 from unmask.transfer.answers import Kind
 
@@ -62,15 +63,20 @@ class Supervised:
 def few(labels: Labels, rows: Sequence[int], shots: int | None, share: float | None, seed: int, subset: int = 0) -> list[int]:
     """Some of `rows`, every class alike: `shots` of each class, or a `share` of each (at least one); subset number `subset` of that size.
 
-    Of tags and numbers a share of all pictures. A class with fewer than `shots` pictures is refused by name.
+    Of tags and of ranges of numbers a share as well. With groups a share is one of whole groups: a tenth of the patients, not of the
+    pictures of each. A class with fewer than `shots` pictures is refused by name.
     """
     if shots is None and share is None:
         return list(rows)
-    order = np.asarray(rows)[seeds.uniform((len(rows),), seed, "subset", subset).argsort().numpy()]
+    if shots is None and (labels.kind != "classes" or labels.groups is not None):
+        try:
+            return np.asarray(rows)[drawn(labels.rows(rows), share or 0, seed, "subset", subset)].tolist()
+        except Refused:
+            count = len(np.unique(labels.rows(rows).groups)) if labels.groups is not None else 0
+            raise Refused(f"--share {share:g} of {count:,} groups, which stay whole, is none of them or all: say another share, or --shots") from None
     if labels.kind != "classes":
-        if shots is not None:
-            raise Refused(f"--shots counts the pictures of a class, and these have {labels.kind}: say --share")
-        return sorted(order[: max(2, round((share or 0) * len(order)))].tolist())
+        raise Refused(f"--shots counts the pictures of a class, and these have {labels.kind}: say --share")
+    order = np.asarray(rows)[seeds.uniform((len(rows),), seed, "subset", subset).argsort().numpy()]
     kept: list[int] = []
     for number in np.unique(labels.values[order]):
         own = order[labels.values[order] == number]

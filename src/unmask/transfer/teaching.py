@@ -49,6 +49,8 @@ class Teaching(Task):
         recipe = replace(recipe, trunk=replace(recipe.trunk, img_size=encoder.img_size, in_chans=encoder.in_chans), input=replace(recipe.input, tile=encoder.tile))
         feed = taught(recipe, source, format)
         said += [*source.said, *feed.labels.said(), said_of(feed.asked, len(feed), len(feed.judge), feed.chosen, recipe.input.shots, recipe.input.share)]
+        recipe, more = choice.fitting(recipe, encoder.name)
+        said += more
         recipe, more = choice.choose(recipe, len(feed), encoder.model.num_features)
         said += more
         kept = described(recipe, feed, format, encoder)
@@ -77,7 +79,7 @@ class Teaching(Task):
         return taught(recipe, source, format_of(kept), quarantine)
 
     def metadata(self, recipe: Recipe, kept: Mapping[str, Any], learner: Any) -> dict[str, str]:
-        return describe(learner.encoder.trunk, statistics_of(recipe, kept)) | metadata_of(recipe.method, recipe.name, **words_of(kept))
+        return describe(learner.encoder.trunk, read_by(recipe, kept)) | metadata_of(recipe.method, recipe.name, **words_of(kept))
 
     def watch(self, recipe: Recipe, learner: Any, feed: Any, folder: RunFolder, device: torch.device, progress: Progress) -> Validation:
         return Validation(learner, feed, recipe.train, device, progress)
@@ -85,7 +87,7 @@ class Teaching(Task):
     def finish(self, recipe: Recipe, kept: Mapping[str, Any], learner: Any, feed: Any, folder: RunFolder, metadata: Mapping[str, str], step: int) -> None:
         average = getattr(recipe.method, "weights", "last") == "average"
         trunk = learner.average["encoder"].trunk if average else learner.encoder.trunk
-        save_encoder(folder.path / "encoder.safetensors", trunk, statistics_of(recipe, kept))
+        save_encoder(folder.path / "encoder.safetensors", trunk, read_by(recipe, kept))
         row = evaluation(recipe, learner, feed, folder, average)
         folder.evaluation(row)
         start = Path(recipe.trunk.encoder)
@@ -145,6 +147,11 @@ def evaluation(recipe: Recipe, learner: Classifier, feed: Supervised, folder: Ru
         "run": str(folder.path),
         "seconds": round(spent if spent > 0 else time.perf_counter() - begin, 2),
     }
+
+
+def read_by(recipe: Recipe, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What an encoder's file says beside its network: how stored numbers become its input, and of what size that is."""
+    return {**statistics_of(recipe, kept), "img_size": list(recipe.trunk.img_size or ()), "in_chans": recipe.trunk.in_chans}
 
 
 def encoder_of(recipe: Recipe, in_chans: int | None = None) -> Encoder:
