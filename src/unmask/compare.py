@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
 
 from unmask.data.loader import Pictures
 from unmask.errors import Refused
 from unmask.evaluation.comparison import Comparison, Entrant
-from unmask.evaluation.features import FeatureTable, extract, pixel_statistics
+from unmask.evaluation.features import FeatureTable, extract, pixel_statistics, poolings
 from unmask.evaluation.measure import by_knn, by_linear
 from unmask.evaluation.metrics import METRIC, worth
 from unmask.evaluation.ranking import SAID, UNITS
@@ -28,7 +26,6 @@ from unmask.load import load
 from unmask.transfer.classifier import Classifier
 
 PROTOCOLS = {"knn": by_knn, "linear": by_linear}
-POOLINGS = ("cls", "avg", "cls+avg")
 
 
 @dataclass(frozen=True)
@@ -64,9 +61,9 @@ def compare(
     """
     start, everybody, found = time.perf_counter(), list(contenders), dict[Entrant, Answers]()
     for one in everybody:
-        poolings = POOLINGS if _has_class_token(one.encoder) else ("avg",)
-        if one.entrant.kind != "pixels" and pooling not in ("auto", *poolings):
-            raise Refused(f"--pooling {pooling}: {one.entrant.name} has only {', '.join(poolings)}")
+        known = poolings(one.encoder.model)
+        if one.entrant.kind != "pixels" and pooling not in ("auto", *known):
+            raise Refused(f"--pooling {pooling}: {one.entrant.name} has only {', '.join(known)}")
     for one in everybody:
         found[one.entrant] = _answers(one, teach, judge, seed, pooling, sight)
         print(f"{one.entrant.name}: {_spoken(found[one.entrant], one.judging)}", flush=True)
@@ -97,10 +94,6 @@ def compare(
         },
         _notes(found, len(judge) - len(shared)),
     )
-
-
-def _has_class_token(encoder: Encoder) -> bool:
-    return isinstance(encoder.model, VisionTransformer | Eva) and encoder.model.cls_token is not None
 
 
 def _answers(one: Contender, teach: Sequence[int], judge: Sequence[int], seed: int, pooling: str, sight: dict[str, Any]) -> Answers:

@@ -123,7 +123,7 @@ class Views:
 class Trunk:
     """Which network looks at which input. What is None is chosen for the data and the machine, and said."""
 
-    model: str | None = None  # any timm VisionTransformer or Eva name; not given: chosen for the data and machine
+    model: str | None = None  # any timm VisionTransformer, Eva, Beit or Swin name; not given: chosen for the data and machine
     patch_size: int | None = None  # pixels a patch side; not given: the model's own
     width: int | None = None  # another width of its blocks, for networks smaller than any that has a name (timm's embed_dim)
     depth: int | None = None  # another number of blocks
@@ -243,3 +243,8 @@ class Train:
             raise ValueError(f"betas must be less than 1, got {max(self.betas):g}")
         if self.time is not None:
             seconds(self.time)
+
+
+def evaluation_share(img_size: tuple[int, int]) -> float:
+    """Side of the evaluation's centre crop over the resized shorter side (MAE, and the field): .875 up to 224 px, 1 above."""
+    return 0.875 if max(img_size) <= 224 else 1.0

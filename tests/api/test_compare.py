@@ -123,6 +123,14 @@ def test_what_is_wrong_is_refused_before_anything_is_computed(runs, imagenette, 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_beit_has_a_class_token(runs, imagenette, tmp_path):
+    torch.manual_seed(0)
+    trunk = create_trunk("beit_base_patch16_224", (32, 32), 3, patch_size=16, width=32, depth=1, heads=2)
+    save_encoder(tmp_path / "beit.safetensors", trunk, {"mean": [0.45] * 3, "std": [0.25] * 3})
+    told = unmask.compare(imagenette / "train", tmp_path / "beit.safetensors", val=imagenette / "val", out=tmp_path, pooling="cls", **SMALL)
+    assert all(row["knn"]["pooling"] == "cls" for row in told["table"] if row["name"] != "pixel statistics")
+
+
 def test_without_labels(runs, imagenette, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = next((imagenette / "val").iterdir())

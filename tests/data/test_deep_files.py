@@ -109,7 +109,7 @@ def test_a_tiff_of_twenty_thousand_pixels_square_trains(tmp_path):
         assert file["features"].shape == (1, 32)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "NPY"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "deep PNG", "TIFF", "NPY"])
 def test_every_large_form_names_the_option_and_takes_it(kind, tmp_path, monkeypatch):
     """What is too large to decode says so in one line with --tile, and trains with it; a JPEG needs it only where an eighth is too large."""
     from unmask.data import raster
@@ -117,12 +117,15 @@ def test_every_large_form_names_the_option_and_takes_it(kind, tmp_path, monkeypa
     from unmask.data.statistics import survey
 
     array = np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)
-    path = tmp_path / {"JPEG": "x.jpg", "PNG": "x.png", "TIFF": "x.tif", "NPY": "x.npy"}[kind]
+    path = tmp_path / {"JPEG": "x.jpg", "PNG": "x.png", "deep PNG": "x.png", "TIFF": "x.tif", "NPY": "x.npy"}[kind]
     if kind == "NPY":
         np.save(path, array)
         np.save(tmp_path / "y.npy", array)
     elif kind == "TIFF":
         tifffile.imwrite(path, array, photometric="rgb", compression="zlib", tile=(64, 64))
+    elif kind == "deep PNG":
+        array = array.astype(np.uint16) * 257
+        path.write_bytes(pytest.importorskip("imagecodecs").png_encode(array))
     else:
         Image.fromarray(array).save(path)
     data = str(tmp_path if kind == "NPY" else path)
@@ -130,6 +133,8 @@ def test_every_large_form_names_the_option_and_takes_it(kind, tmp_path, monkeypa
     with pytest.raises(Refused, match="give --tile 1024"):
         survey(open_source(data))
     assert survey(open_source(data), tile=40).size == (40, 40)
+    if kind == "deep PNG":
+        assert np.array_equal(open_source(data).picture(0).cut(7, 9, 40, 50).pixels(), array[7:47, 9:59])
     if kind == "JPEG":
         monkeypatch.setattr(raster, "LIMIT", 3000)
         picture = open_source(data).picture(0)

@@ -13,7 +13,7 @@ import unmask
 from unmask.encoders.build import create_trunk
 from unmask.encoders.vit import fix_places, mae_init
 from unmask.errors import Refused
-from unmask.evaluation.features import pool, pool_blocks
+from unmask.evaluation.features import pool, pool_blocks, poolings
 from unmask.interchange.encoder import save_encoder
 
 
@@ -29,8 +29,19 @@ def test_every_block_goes_through_the_final_norm(name):
     shorter = timm.create_model(name, img_size=model.patch_embed.img_size, depth=2, num_classes=0, dynamic_img_size=True).eval()
     shorter.load_state_dict({key: value for key, value in model.state_dict().items() if "blocks.2." not in key})
     torch.testing.assert_close(blocks["avg@2"], pool(shorter, x)["avg"], rtol=1e-5, atol=1e-5)
-    with pytest.raises(Refused, match="ResNet"):
+    with pytest.raises(Refused, match="a ResNet are not all alike: layers are those of a VisionTransformer, Eva or Beit"):
         pool_blocks(timm.create_model("resnet18"), x)
+
+
+def test_the_blocks_of_a_beit():
+    torch.manual_seed(0)
+    model = create_trunk("beit_base_patch16_224", (32, 32), 3, 8, width=32, depth=3, heads=2).eval()
+    x = torch.randn(2, 3, 32, 32)
+    blocks = pool_blocks(model, x)
+    assert poolings(model) == ("cls", "avg", "cls+avg") and list(blocks) == ["cls@1", "cls@2", "cls@3", "avg@1", "avg@2", "avg@3"]
+    for pooling, wanted in pool(model, x).items():
+        torch.testing.assert_close(blocks[f"{pooling}@3"], wanted, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(blocks["avg@2"], blocks["avg@3"], atol=1e-3)
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,38 @@ def test_a_licence_is_never_guessed(run, tmp_path):
         Facts(license="my own\nlicence: yes")
 
 
+@pytest.mark.parametrize(
+    ("config", "said", "unsaid"),
+    [
+        ("method: finetune\nencoder: timm:vit_tiny_patch16_224\n", "(timm:vit_tiny_patch16_224): their licence may bind", "from scratch"),
+        ("method: finetune\nencoder: /d/mae_pretrain_vit_base.pth\n", "(mae_pretrain_vit_base.pth): their licence may bind", "from scratch"),
+        ("method: mae\ninit: /d/vit-mae-base\n", "(vit-mae-base): their licence may bind", "from scratch"),
+        ("method: finetune\nencoder: OTHER\nscratch: true\n", "trained from scratch on labels (finetune)", "started from"),
+        ("method: attentive\nencoder: OTHER\n", "itself unchanged by that", "trained further"),
+        ("method: finetune\nencoder: OTHER\n", "trained further on labels (finetune)", "their licence may bind"),
+        ("method: mae\ndata: x\n", "It was trained on the pictures above", "their licence may bind"),
+        ("method: mae\n", "On which pictures it was trained is not known", "pictures above"),
+    ],
+)
+def test_where_weights_come_from(run, tmp_path, config, said, unsaid):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("method: mae\ndata: x\n")
+    (run / "config.yaml").write_text(config.replace("OTHER", str(tmp_path / "other")))
+    (run / "evaluations.jsonl").write_text(json.dumps(KNN | {"protocol": "finetune", "random": "scratch" in config}))
+    _, text = next(cards(run, tmp_path))
+    assert said in text and unsaid not in text
+    assert ("| finetune | from scratch |" in text) == ("scratch" in config)
+
+
+def test_a_file_of_others_says_so(run, tmp_path):
+    from unmask.interchange.encoder import load_encoder
+
+    (tmp_path / "mae_pretrain.safetensors").write_bytes((run / "encoder.safetensors").read_bytes())
+    export_timm(load_encoder(tmp_path / "mae_pretrain.safetensors"), tmp_path / "out", facts=Facts.of(tmp_path / "mae_pretrain.safetensors"))
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "(mae_pretrain.safetensors): their licence may bind" in text and "pictures above" not in text
+
+
 @pytest.mark.parametrize("case", ["square", "grey, narrow", "not square, 13 channels"])
 @pytest.mark.parametrize("writer, library", [(export_timm, "timm"), (export_huggingface, "transformers")])
 def test_what_it_shows_runs(writer, library, case, tmp_path, monkeypatch):

@@ -57,6 +57,8 @@ def test_unfinished_run_gives_its_newest_checkpoint_and_says_so(tmp_path, capsys
         )
     opened = load_encoder(tmp_path)
     assert "step-100" in capsys.readouterr().err
+    load_encoder(tmp_path)
+    assert "is not finished" not in capsys.readouterr().err, "once is enough"
     assert torch.equal(opened.model.blocks[1].attn.qkv.weight, encoder.trunk.blocks[1].attn.qkv.weight) and opened.mean == (0.5,) * 3
 
 
@@ -143,6 +145,7 @@ def test_official_mae_checkpoint_with_and_without_decoder(tmp_path):
         (lambda p: p / "no-run", "no-run"),
         (lambda p: p, "holds no encoder"),
         (lambda p: "timm:vit_tinny", "vit_tinny"),
+        (lambda p: "timm:vit_tiny_patch16_22", r"no model 'vit_tiny_patch16_22' in timm .*did you mean timm:vit_tiny_patch16_224\?"),
         (lambda p: "random:", "lacks the model"),
         (lambda p: (p / "x.txt").write_text("x") and p / "x.txt", "x.txt"),
         (lambda p: (p / "x.safetensors").write_bytes(b"12345678") and p / "x.safetensors", "no readable safetensors"),

@@ -211,6 +211,12 @@ def test_a_network_without_tokens_is_trained_too(model, pooling):
     assert len(parameter_groups(learner, Train())[0]) > 2 and min(group["lr"] for group in learner.parameter_groups(Train())) < 0.9
 
 
+@torch.inference_mode()
+def test_a_network_without_tokens_is_built_to_answer_only():
+    learner = Finetune().build("test_resnet", {"num_classes": 0}, (64, 64), list("abc"))
+    assert learner.predict(torch.rand(2, 3, 64, 64)).shape == (2, 3)
+
+
 def test_a_frozen_network_keeps_its_statistics_and_an_average_has_them():
     frozen = Finetune(last_blocks=0, mixup=0, cutmix=0, erasing=0).build("test_resnet", {"num_classes": 0}, (64, 64), list("ab"))
     before = frozen.encoder.trunk.bn1.running_mean.clone()
@@ -226,5 +232,5 @@ def test_a_frozen_network_keeps_its_statistics_and_an_average_has_them():
 
 @pytest.mark.parametrize("settings", [{"last_blocks": 1}, {"drop_path": 0.1}, {"pooling": "cls"}])
 def test_what_a_network_without_tokens_cannot_do_is_refused(settings):
-    with pytest.raises(Refused, match="no row of blocks|no class token"):
+    with pytest.raises(Refused, match=r"no row of blocks|no class token"):
         Finetune(**settings).build("test_resnet", {"num_classes": 0}, (64, 64), list("ab"))

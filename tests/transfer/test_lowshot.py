@@ -90,8 +90,9 @@ def test_a_share_is_one_of_whole_groups():
     labels = Labels("classes", numbers, ["a", "b"], groups)
     one, other = (few(labels, range(200), None, 0.2, 0, subset) for subset in (0, 1))
     assert len(set(groups[one])) == 4 and len(one) == 40 and one != other, "four of twenty patients, with all their pictures"
-    with pytest.raises(Refused, match="--share 0.01 of 20 groups, which stay whole"):
-        few(labels, range(200), None, 0.01, 0)
+    assert len(set(groups[few(labels, range(200), None, 0.01, 0)])) == 1, "at least one"
+    with pytest.raises(Refused, match=r"--share 0.5 of 1 groups, which stay whole"):
+        few(labels, range(10), None, 0.5, 0)
     assert len(few(labels, range(200), 3, None, 0)) == 6
 
 
@@ -119,9 +120,9 @@ def test_one_row_of_all_subsets(encoder, data):
 
 
 def test_a_run_for_each_subset(encoder, data, tmp_path):
-    words = {"shots": 4, "seeds": 2, "finetune": True, "out": str(tmp_path / "runs"), "epochs": 1, "workers": 0, "accelerator": "cpu", "batch_size": 8}
+    words = {"shots": 4, "seeds": 2, "finetune": True, "pooling": "cls", "out": str(tmp_path / "runs"), "epochs": 1, "workers": 0, "accelerator": "cpu", "batch_size": 8}
     row = api.evaluate("lowshot", encoder, str(data), **words)
-    assert row["classifier"] == "fine-tuned" and row["n_train"] == 16 and len(row["each"]) == 2
+    assert row["classifier"] == "fine-tuned" and row["pooling"] == "cls" and row["n_train"] == 16 and len(row["each"]) == 2
     assert [p.name for p in sorted((tmp_path / "runs").iterdir())] == ["subset-0", "subset-1"]
     again = api.evaluate("lowshot", encoder, str(data), **words)  # reads what is there
     assert again["each"] == row["each"] and again["seconds"] == row["seconds"]
@@ -133,6 +134,22 @@ def test_a_run_for_each_subset(encoder, data, tmp_path):
 def test_what_is_missing_is_named(encoder, data, words, said):
     with pytest.raises(Refused, match=said):
         api.evaluate("lowshot", encoder, str(data), **words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"out": "x"}, "--out belongs to --finetune"),
+        ({"epochs": 3}, "--epochs belongs to --finetune"),
+        ({"config": "x.yaml"}, "--config belongs to --finetune"),
+        ({"finetune": True, "out": "x", "l2": 0.1}, "--l2 is of the regression on frozen features"),
+    ],
+)
+def test_what_belongs_to_the_other_way_is_refused(encoder, data, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused, match=said):
+        api.evaluate("lowshot", encoder, str(data), shots=2, **words)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_attentive_probe_leaves_the_encoder_as_it_is(encoder, data, tmp_path):

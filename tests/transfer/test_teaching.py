@@ -75,6 +75,20 @@ def test_load_gives_the_classifier_back(whole):
     assert answers.shape == (2, 4) and learner.names == ["0", "1", "2", "3"] and torch.allclose(answers.sum(1), torch.ones(2))
 
 
+def test_the_page_shows_how_the_head_is_used(whole, tmp_path, monkeypatch, capsys):
+    from PIL import Image
+    from test_docs import ROOT, blocks
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "first-finetuned").symlink_to(whole)
+    Image.new("RGB", (40, 50), (200, 60, 60)).save("photo.jpg")
+    (code,) = blocks(ROOT / "docs" / "fine-tuning.md", "python")
+    exec(compile(code, "fine-tuning.md", "exec"), {})
+    name, share = capsys.readouterr().out.split()
+    assert name in ("0", "1", "2", "3") and 25 <= int(share[:-1]) <= 100
+
+
 def test_the_average_is_exported_when_asked(encoder, data, tmp_path):
     row = finetune(encoder, data, tmp_path / "run", ema=0.9, weights="average")
     weights = load_file(tmp_path / "run" / "model.safetensors")
@@ -251,6 +265,8 @@ def test_an_encoder_without_tokens_is_trained_on(data, tmp_path):
         assert row["n_val"] == 16 and row["run"] == str(tmp_path / protocol)
     tuned, x = load_encoder(tmp_path / "finetune"), torch.rand(2, 3, 32, 32)
     assert (tuned.name, tuned.img_size, tuned.in_chans) == ("test_resnet", (32, 32), 3)
+    with pytest.raises(Refused, match=r"a ResNet is in encoder.safetensors of its run"):
+        unmask.export(tmp_path / "finetune", tmp_path / "timm")
     learner = unmask.load(tmp_path / "finetune")
     assert torch.equal(learner.pooled(x), pool(tuned.model, x)["avg"])
     assert all(torch.equal(a, b) for a, b in zip(load_encoder(word).model.state_dict().values(), load_encoder(tmp_path / "attentive").model.state_dict().values()))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unmask.api import transfer
-from unmask.api.asked import Look, check_data, settings_of, sight_of
+from unmask.api.asked import Look, check_data, check_labels, settings_of, sight_of
 from unmask.errors import Refused
 from unmask.interchange.naming import identify
 from unmask.settings import Labelled, within
@@ -116,6 +116,7 @@ def _check(words: Sequence[str], look: Look, asked: Compare, data: Any) -> None:
         identify(word)
     for place in (data, asked.val):
         check_data(place)
+    check_labels(asked.labels)
     if Path(asked.out).is_file():
         raise Refused(f"--out {asked.out} is a file: give a folder for compare.html and compare.json")
 

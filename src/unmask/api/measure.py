@@ -85,6 +85,8 @@ def evaluate(protocol: str, encoder: str | Path, data: Any, **settings: Any) -> 
         raise Refused(f"evaluate wants one of {', '.join([*PROTOCOLS, *TRANSFERS])}, got '{protocol}'")
     own, place = PROTOCOLS[protocol]
     look, asked, how = settings_of((Look, Measure, own), settings)
+    if isinstance(how, Lowshot):
+        how.refuse(settings)
     identify(encoder)
     for words in (data, asked.val):
         check_data(words)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from unmask.api.asked import check_data
+from unmask.api.asked import check_data, check_labels
 from unmask.errors import Refused
 from unmask.interchange.naming import identify
 from unmask.options import load
@@ -35,6 +36,12 @@ class Lowshot:
         within(self, "l2 epochs", 0, above=True)
         if (self.shots is None) == (self.share is None):
             raise ValueError("shots or share must say how many pictures teach: --shots 5, or --share 1%")
+
+    def refuse(self, given: Iterable[str]) -> None:
+        """Refused: what was `given` and belongs to the other of the two that may be trained."""
+        wrong = next((name for name in (("l2",) if self.finetune else ("out", "config", "epochs")) if name in given), None)
+        if wrong is not None:
+            raise Refused(f"--{wrong} " + ("is of the regression on frozen features: leave it out, or --finetune" if self.finetune else "belongs to --finetune: say that too, or leave it out"))
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ def asked(protocol: str, encoder: Any, data: Any, out: str | Path | None, config
     identify(name)
     for words in (recipe.data, recipe.input.val):
         check_data(words)
+    check_labels(recipe.input.labels)
     return recipe, Path(out) if out is not None else Path(named(name, protocol, recipe.trunk.scratch))
 
 
@@ -98,7 +106,7 @@ def several(encoder: str | Path, data: Any, few: Lowshot, **settings: Any) -> di
     scratch, seed, rows, begun = settings.pop("random", False), settings.get("seed", 0), [], 0.0
     for number in range(few.seeds):
         folder = Path(few.out) / f"subset-{number}"
-        said = {name: value for name, value in (("shots", few.shots), ("share", few.share), ("epochs", few.epochs)) if value is not None}
+        said = {name: value for name in ("shots", "share", "epochs", "pooling") if (value := vars(few)[name]) not in (None, "auto")}
         recipe, _ = asked("finetune", encoder, data, folder, few.config, settings | said | {"subset": number, "scratch": scratch})
         rows.append(one(recipe, folder))
         begun += rows[-1]["seconds"]

@@ -92,7 +92,7 @@ def _opened(raw: str | bytes) -> Picture:
     if data[:6] == NPY:
         return _array(raw)
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 25 and data[24] == 16 and data[25] != 0:
-        return _deep_png(data)
+        return DeepPng(data)
     return Photo(_pillow(BytesIO(data)))
 
 
@@ -147,15 +147,34 @@ def _tiff(raw: str | bytes) -> Picture:
     return Tiff(raw)
 
 
-def _deep_png(raw: bytes) -> Picture:
-    """A colour PNG of 16 bits a channel, of which Pillow would keep 8; alpha is the last of 2 or 4 channels."""
-    width, height = struct.unpack(">II", raw[16:24])
-    if width * height > LIMIT:
-        raise BadSample(f"too large to decode in one piece ({width} x {height} pixels of 16 bits)")
-    Image.open(BytesIO(raw)).load()  # Pillow is the stricter judge of a damaged file
-    array = _sixteen_bits(raw)  # (H, W, C)
-    colours = {2: 1, 4: 3}.get(array.shape[2], array.shape[2])
-    return Bands(array[..., :colours])
+class DeepPng(Picture):
+    """A colour PNG of 16 bits a channel, of which Pillow would keep 8, or a part of one; alpha, the last of 2 or 4 channels, is left out."""
+
+    eight_bit, depth = False, "uint16"
+
+    def __init__(self, raw: bytes, part: tuple[int, int, int, int] | None = None):
+        self._raw, self._part = raw, part  # top, left, height, width
+        self.width, self.height = self._size = struct.unpack(">II", raw[16:24])
+        if part is not None:
+            self.height, self.width = part[2:]
+        self.bands = 1 if raw[25] == 4 else 3
+
+    def stored(self, shrink: float = 1.0) -> tuple[np.ndarray, None]:
+        width, height = self._size
+        if self._part is None:
+            self.refuse_oversized()
+        elif 1.5 * width * height > WHOLE:  # six bytes a pixel, and Pillow has four
+            raise BadSample(f"{width} x {height} pixels: this format is decoded whole, which is too much; store it as a tiled TIFF")
+        top, left, rows, columns = self._part or (0, 0, height, width)
+        return guarded(self._decoded)[top : top + rows, left : left + columns, : self.bands], None
+
+    def cut(self, top: int, left: int, height: int, width: int) -> Picture:
+        above, before = self._part[:2] if self._part else (0, 0)
+        return DeepPng(self._raw, (above + top, before + left, height, width))
+
+    def _decoded(self) -> np.ndarray:
+        _pillow(BytesIO(self._raw)).load()  # Pillow is the stricter judge of a damaged file
+        return _sixteen_bits(self._raw)  # (H, W, C)
 
 
 def _sixteen_bits(raw: bytes) -> np.ndarray:

@@ -148,13 +148,13 @@ def held_out(labels: Labels, share: float, seed: int) -> tuple[np.ndarray, np.nd
     return np.flatnonzero(~held), np.flatnonzero(held), f"{share:.0%} of DATA, of {alike} alike, kept apart"
 
 
-def drawn(labels: Labels, share: float, seed: int, *keys: int | str) -> np.ndarray:
+def drawn(labels: Labels, share: float, seed: int, *keys: int) -> np.ndarray:
     """The rows of a subset: a `share` of every class, tag or range of a quantity, whole groups where there are groups. `keys` number the subset."""
     if share >= 1:
         return np.arange(len(labels))
     if labels.groups is not None:
         return _whole_groups(labels, share, seed, *keys)[1]
-    return np.flatnonzero(_stratified(labels, share, seeds.uniform((len(labels),), seed, *keys).numpy(), round(share * len(labels))))
+    return np.flatnonzero(_stratified(labels, share, seeds.uniform((len(labels),), seed, "subset", *keys).numpy(), round(share * len(labels))))
 
 
 def _strata(labels: Labels, most: int = QUANTILES) -> np.ndarray:
@@ -226,7 +226,7 @@ def _iterative(strata: np.ndarray, share: float, order: np.ndarray) -> np.ndarra
     return held
 
 
-def _exchanged(held: np.ndarray, counts: np.ndarray, cost: Callable[[np.ndarray], np.ndarray], seed: int, *keys: int | str) -> np.ndarray:
+def _exchanged(held: np.ndarray, counts: np.ndarray, cost: Callable[[np.ndarray], np.ndarray], seed: int, *keys: int) -> np.ndarray:
     """`held` (G,) after every exchange of a group held out for one that is not which lowers the cost of the counts (…, 1 + L) held out.
 
     Single moves stop where each of them makes one side too large. Of many groups only some exchanges are tried.
@@ -234,7 +234,7 @@ def _exchanged(held: np.ndarray, counts: np.ndarray, cost: Callable[[np.ndarray]
     held, have, helped, turn = held.copy(), counts[held].sum(axis=0), True, 0
     tries = EXCHANGES // counts.shape[1]
     while helped and tries > 0:
-        order = seeds.uniform((len(held),), seed, *keys, "exchanges", turn).numpy().argsort(kind="stable")
+        order = seeds.uniform((len(held),), seed, "exchanges", *keys, turn).numpy().argsort(kind="stable")
         helped, turn = False, turn + 1
         for out in order[held[order]]:
             others = order[~held[order]][:tries]
@@ -250,7 +250,7 @@ def _exchanged(held: np.ndarray, counts: np.ndarray, cost: Callable[[np.ndarray]
     return held
 
 
-def _whole_groups(labels: Labels, share: float, seed: int, *keys: int | str) -> tuple[np.ndarray, np.ndarray, str]:
+def _whole_groups(labels: Labels, share: float, seed: int, *keys: int) -> tuple[np.ndarray, np.ndarray, str]:
     """Groups change sides, in a random order, then two by two, as long as that brings every stratum nearer to its share."""
     assert labels.groups is not None
     names, of = np.unique(labels.groups, return_inverse=True)
@@ -269,7 +269,7 @@ def _whole_groups(labels: Labels, share: float, seed: int, *keys: int | str) -> 
 
     for turn in range(PASSES):
         before = held.copy()
-        for group in seeds.uniform((len(names),), seed, *keys, "groups", turn).numpy().argsort(kind="stable"):
+        for group in seeds.uniform((len(names),), seed, "groups", *keys, turn).numpy().argsort(kind="stable"):
             moved = have + (-1 if held[group] else 1) * counts[group]
             if cost(moved) < cost(have) - 1e-12:
                 have, held[group] = moved, not held[group]

@@ -18,13 +18,12 @@ from torch import Tensor
 
 from unmask.data.quarantine import BadSample
 from unmask.data.raster import Picture
-from unmask.settings import Views
+from unmask.settings import Views, evaluation_share
 
 # JPEG is decoded smaller (a half, a quarter, an eighth) only while the crop stays this many times larger than the input. Against whole
 # decoding that changes a view by .3 grey levels on average (99 % under 1.5) and takes a sixth of the time for a 1411-px photograph.
 SPARE = 2.0
 DRAWS = 10  # windows of which one with more data than nodata is looked for
-EVALUATION_SHARE = 0.875  # side of the centre crop over the resized shorter side (MAE, and the field, up to 224 px)
 
 
 def crop_box(height: int, width: int, views: Views, dice: Random, aspect: float = 1.0) -> tuple[int, int, int, int]:
@@ -127,7 +126,7 @@ def centre_view(picture: Picture, size: tuple[int, int], in_chans: int, eight_bi
     pixels = as_stored(picture.pixels(shrink), picture.eight_bit, eight_bit)  # (H', W', C)
     if share is None:
         exact = pixels.shape[:2] == (height, width)
-        share = 1.0 if exact or max(size) > 224 else EVALUATION_SHARE
+        share = 1.0 if exact else evaluation_share(size)
     h, w = _covering(pixels.shape[0], pixels.shape[1], int(height / share), int(width / share))
     top, left = round((h - height) / 2), round((w - width) / 2)
     if pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3) and pixels.shape[:2] != (h, w):

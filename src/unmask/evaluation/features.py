@@ -20,6 +20,8 @@ from unmask.data.splits import LABEL_HELP, held_out
 from unmask.errors import Refused
 from unmask.interchange.timm import Encoder
 
+BLOCKS = (VisionTransformer, Eva, Beit)  # networks whose blocks all give the same tokens
+
 
 class Stills(Protocol):
     """What is asked of a set of pictures: evaluation pictures in order, bad ones left out (`data.loader.Pictures` gives them)."""
@@ -101,6 +103,11 @@ class FeatureTable:
         return replace(self, parts={name: x.to(device) for name, x in self.parts.items()}, labels=labels)
 
 
+def poolings(model: Any) -> tuple[str, ...]:
+    """What `pool` and `FeatureTable.of` give of such a network."""
+    return ("cls", "avg", "cls+avg") if isinstance(model, BLOCKS) and model.cls_token is not None else ("avg",)
+
+
 @torch.inference_mode()
 def pool(model: Any, x: Tensor, layers: int = 1) -> dict[str, Tensor]:
     """Pooled features of pictures (B, C, H, W): `cls` the class token, `avg` the mean of the patches, each (B, layers * D).
@@ -109,7 +116,7 @@ def pool(model: Any, x: Tensor, layers: int = 1) -> dict[str, Tensor]:
     the last blocks' outputs, each through the final norm, are joined, oldest first (DINO, eval_linear.py). Networks that
     are no plain transformer give timm's own pooled output as `avg`.
     """
-    if not isinstance(model, VisionTransformer | Eva | Beit):
+    if not isinstance(model, BLOCKS):
         return {"avg": model.forward_head(model.forward_features(x), pre_logits=True)}
     blocks: Any
     if layers == 1:
@@ -126,8 +133,8 @@ def pool(model: Any, x: Tensor, layers: int = 1) -> dict[str, Tensor]:
 @torch.inference_mode()
 def pool_blocks(model: Any, x: Tensor) -> dict[str, Tensor]:
     """`cls@i` and `avg@i`, each (B, D), of the output of every block i = 1, 2, …, each through the final norm."""
-    if not isinstance(model, VisionTransformer | Eva):
-        raise Refused(f"the blocks of a {type(model).__name__} are not all alike: layers are those of a VisionTransformer or Eva")
+    if not isinstance(model, BLOCKS):
+        raise Refused(f"the blocks of a {type(model).__name__} are not all alike: layers are those of a VisionTransformer, Eva or Beit")
     blocks = model.forward_intermediates(x, norm=True, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True)
     pooled = {f"avg@{i}": model.fc_norm(patches.mean(dim=1)) for i, (patches, _) in enumerate(blocks, 1)}
     return pooled if model.cls_token is None else {f"cls@{i}": model.fc_norm(prefix[:, 0]) for i, (_, prefix) in enumerate(blocks, 1)} | pooled

@@ -126,6 +126,10 @@ class Facts:
         what = f"An image encoder ({encoder.name}, {weights / 1e6:.1f} million weights)"
         if self.method is None:
             return f"{what}; its weights are those of {name_of(encoder.source)}. Exported by unmask {__version__}."
+        if self.config.get("scratch"):
+            return f"{what}, trained from scratch on labels ({self.method}) with unmask {__version__}."
+        if self.method == "attentive":
+            return f"{what}: the encoder that a head was trained on with labels ({self.method}) by unmask {__version__}, itself unchanged by that."
         if "encoder" in self.config:
             return f"{what}, trained further on labels ({self.method}) with unmask {__version__}."
         return f"{what}, pre-trained without labels by {self.method.upper()} with unmask {__version__}."
@@ -142,7 +146,8 @@ class Facts:
         if not self.config:
             return "The settings are not known: this is no run of unmask."
         rows: dict[str, Any] = {"method": self.method, "network": encoder.name, "patch": f"{'×'.join(map(str, encoder.patch_size or ()))} pixels"}
-        rows |= {word: self.config[key] for key, word in SETTINGS.items() if self.config.get(key) is not None}
+        unsaid = {"encoder"} if self.config.get("scratch") else set()  # of that one only the network was taken
+        rows |= {word: self.config[key] for key, word in SETTINGS.items() if self.config.get(key) is not None and key not in unsaid}
         rows |= {key.removeprefix("method.").replace("_", " "): value for key, value in self.config.items() if key.startswith("method.")}
         if self.step is not None:
             rows["optimiser steps"] = self.step
@@ -158,8 +163,10 @@ class Facts:
 
     def limits(self, encoder: Encoder, library: str, difference: float, notes: Sequence[str]) -> str:
         height, width = encoder.img_size
+        known = "It was trained on the pictures above, at {} × {} pixels: on others, measure it before you rely on it."
+        unknown = "On which pictures it was trained is not known here; it looks at {} × {} pixels: measure it on yours before you rely on it."
         lines = [
-            f"It was trained on the pictures above, at {height} × {width} pixels: on others, measure it before you rely on it.",
+            (known if "data" in self.config else unknown).format(height, width),
             "Features are not answers: a classifier on top has to be taught and tested on labelled pictures.",
             "What is unbalanced or missing in the pictures is so in the features; nobody has checked them for that.",
             f"Opened by {library}, its features differ by at most {small(difference)} from the trained encoder's.",
@@ -167,9 +174,20 @@ class Facts:
         ]
         if self.license is None:
             lines.append("No licence was stated when this card was written.")
-        if str(self.config.get("init") or "").startswith("timm:") or encoder.source.startswith("timm:"):
-            lines.append("It started from published weights: their licence may bind it too.")
+        start = origin(self.config) if self.config else encoder.source
+        if start and not start.startswith("random:"):
+            lines.append(f"It started from weights that were published elsewhere ({name_of(start)}): their licence may bind it too. MAE's own files, for one, are CC BY-NC 4.0.")
         return "\n".join(f"- {line}" for line in lines)
+
+
+def origin(config: Mapping[str, Any], depth: int = 8) -> str | None:
+    """The word of the weights that a run began with, or the run it began with; None where all was drawn and trained here."""
+    word = config.get("init") or (None if config.get("scratch") else config.get("encoder"))
+    if not word or str(word).startswith("random:"):
+        return None
+    place = Path(str(word)).expanduser()
+    runs = [folder for folder in (place, *place.parents[:3]) if (folder / "config.yaml").is_file()]
+    return origin(load(runs[0] / "config.yaml"), depth - 1) if runs and depth else str(word)
 
 
 def front(library: str, license: str | None, method: str | None) -> str:
@@ -188,7 +206,9 @@ def evaluation(row: Mapping[str, Any]) -> str:
     interval = f"{low:.4g} to {high:.4g}" if isinstance(low, int | float) and isinstance(high, int | float) else "not known"
     counts = f"{row.get('n_train', '?')}, {row.get('n_val', '?')}"
     size = "×".join(map(str, row["img_size"])) if isinstance(row.get("img_size"), list) else "?"
-    cells = [row.get("protocol", "?"), "random" if row.get("random") else "trained", shown, interval, counts, row.get("pooling", "?"), size]
+    tuned = row.get("protocol") == "finetune" or row.get("classifier") == "fine-tuned"
+    weights = ("from scratch" if tuned else "random") if row.get("random") else "trained"
+    cells = [row.get("protocol", "?"), weights, shown, interval, counts, row.get("pooling", "?"), size]
     return "| " + " | ".join(cell(value) for value in cells) + " |"
 
 

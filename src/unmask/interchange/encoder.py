@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import difflib
+import functools
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -37,6 +39,12 @@ def to_stderr(line: str) -> None:
     print(f"unmask: {line}", file=sys.stderr)
 
 
+@functools.cache
+def once(line: str) -> None:
+    """Say it the first time only: one command may open an encoder several times."""
+    to_stderr(line)
+
+
 def load_encoder(
     name: str | Path,
     *,
@@ -60,7 +68,7 @@ def load_encoder(
     with torch.random.fork_rng(devices=[]):  # building networks draws numbers: the caller's generators stay where they are
         kind, where, note, told = identify(name)
         if note:
-            say(note)
+            (once if say is to_stderr else say)(note)
         if kind == "random":
             encoder = _random(_named(where, img_size, in_chans, patch_size), seed)
         else:
@@ -185,7 +193,8 @@ def _number(value: Any) -> Any:
 def _published(name: str, in_chans: int | None, random: bool) -> Encoder:
     """timm's published weights: from this machine's cache, else from the Hugging Face hub where it can be reached."""
     if not timm.is_model(name.split(".")[0]):
-        raise Refused(f"no model '{name}' in timm {timm.__version__}: unmask models lists those that can be trained")
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 1)
+        raise Refused(f"no model '{name}' in timm {timm.__version__}: " + (f"did you mean timm:{near[0]}?" if near else "unmask models lists those that can be trained"))
     own: Any = timm.get_pretrained_cfg(name)
     family = timm.model_entrypoint(name.split(".")[0]).__module__
     channels = in_chans or own.input_size[0]

@@ -50,7 +50,7 @@ HARMLESS = (  # (names, what they are): left out of an encoder without changing 
     (r"^head\.|^head_dist\.|^classifier\.|^cls_classifier\.|^distillation_classifier\.|^fc\.|^linear_head\.", "a classifier"),
     (r"(^|\.)pooler\.", "a layer on the class token that is no part of the features"),
     (r"(^|\.)mask(ed)?_(token|embed)$", "the token that stood for masked patches in training"),
-    (r"^pre_logits\.|^fc_norm$", "a layer before the classifier"),
+    (r"^pre_logits\.", "a layer before the classifier"),
 )
 OTHER_PART = "another part of its training (a second network, a loss, an optimiser)"
 UNKNOWN = "not part of a plain vision transformer"

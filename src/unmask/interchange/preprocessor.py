@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from unmask.interchange.timm import Encoder, sight_of
+from unmask.settings import evaluation_share
 
 BICUBIC = 3  # Pillow's number
 EXACT = "unmask.load_transform gives evaluation's own pixels"
@@ -24,7 +25,7 @@ def preprocessor(encoder: Encoder, exact: bool = False) -> tuple[dict[str, Any],
     if encoder.mean is None or encoder.std is None:
         return {}, ("no preprocessor_config.json: no mean and std are known for this encoder",)
     height, width = encoder.img_size
-    share = 0.875 if max(encoder.img_size) <= 224 else 1.0
+    share = evaluation_share(encoder.img_size)
     shorter = min(height, width) if exact else max(int(height / share), int(width / share))
     eight_bit = set(encoder.low) == {0.0} and set(encoder.high) == {255.0}
     config: dict[str, Any] = {

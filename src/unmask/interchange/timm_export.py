@@ -13,10 +13,12 @@ from typing import Any
 import timm
 from safetensors.torch import load, save
 
+from unmask.encoders.build import KINDS
 from unmask.errors import Failed, Refused
 from unmask.interchange.card import CARD, MODES, Facts, ordinary, refuse_edited, tensor_line
 from unmask.interchange.timm import Encoder, describe, plain, rebuild, sight_of, whole_folder, write
 from unmask.interchange.witness import Exported, Witness, look
+from unmask.settings import evaluation_share
 
 OWN = frozenset({"config.json", "model.safetensors", CARD})
 ELSEWHERE = ("num_classes", "norm_eps")  # said at the top, where transformers' TimmWrapperModel looks too; and what timm has no word for
@@ -40,6 +42,8 @@ def export_timm(encoder: Encoder, out: str | Path, witness: Witness | None = Non
     """
     if timm.is_model(encoder.name) and timm.model_entrypoint(encoder.name).__module__.startswith("unmask."):
         raise Refused(f"timm has no network '{encoder.name}': the name is unmask's own, and elsewhere nobody could open the folder; --to onnx, or --to safetensors")
+    if not isinstance(encoder.model, KINDS):
+        raise Refused(f"--to timm writes a VisionTransformer, Eva, Beit or Swin; a {type(encoder.model).__name__} is in encoder.safetensors of its run, by timm's own names")
     witness, facts, out = witness or Witness.of(encoder), facts or Facts(), Path(out)
     refuse_edited(out)
     with whole_folder(out, OWN) as folder:
@@ -78,7 +82,7 @@ def config_of(encoder: Encoder) -> dict[str, Any]:
             "input_size": [encoder.in_chans, height, width],
             "fixed_input_size": False,
             "interpolation": "bicubic",
-            "crop_pct": 0.875 if max(encoder.img_size) <= 224 else 1.0,
+            "crop_pct": evaluation_share(encoder.img_size),
             "crop_mode": "center",
             "num_classes": 0,
             "pool_size": None,

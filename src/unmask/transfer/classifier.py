@@ -82,7 +82,8 @@ class Classifier(Learner):
             raise Refused(f"--pooling {pooling}: {model} has no class token; use avg or attentive")
         if pooling == "attentive":
             heads = math.gcd(width, HEADS) if whole else blocks_of(self.encoder.trunk)[-1].attn.num_heads
-            self.pool = AttentivePool(width, **({"heads": heads} | dict(pool or {})))
+            form: dict[str, Any] = {"heads": heads} | dict(pool or {})
+            self.pool = AttentivePool(width, **form)
         self.head = nn.Linear(width * (2 if pooling == "cls+avg" else 1), count)
         nn.init.trunc_normal_(self.head.weight, std=head_std)
         nn.init.zeros_(self.head.bias)
@@ -201,7 +202,7 @@ def network(model: str, kwargs: Mapping[str, Any], pooling: str) -> Adapter | Wh
         return Whole(other, kwargs["img_size"], arguments.get("in_chans", 3), places=pooling == "attentive")
     trunk = rebuild(model, kwargs)
     own: dict[str, Any] = {}
-    if pooling == "avg" and isinstance(trunk.fc_norm if isinstance(trunk, tuple(FRESH_NORM)) else None, nn.Identity):
+    if pooling == "avg" and not isinstance(trunk, SwinTransformer) and isinstance(trunk.fc_norm, nn.Identity):
         own |= next((fresh for family, fresh in FRESH_NORM.items() if isinstance(trunk, family)), {})
     if isinstance(trunk, Beit) and trunk.rel_pos_bias is not None:
         own |= OWN_TABLES
@@ -215,7 +216,7 @@ def maskable(model: str) -> bool:
 
 def norm_behind(encoder: Any) -> nn.Module:
     """The norm behind the pool that the classifier applies, where the family has a place for one."""
-    return encoder.trunk.fc_norm if isinstance(encoder.trunk, tuple(FRESH_NORM)) and not isinstance(encoder, Whole) else nn.Identity()
+    return nn.Identity() if isinstance(encoder, Whole) or isinstance(encoder.trunk, SwinTransformer) else encoder.trunk.fc_norm
 
 
 def blocks_of(trunk: Any) -> list[Any]:

@@ -70,7 +70,7 @@ def few(labels: Labels, rows: Sequence[int], shots: int | None, share: float | N
         return list(rows)
     if shots is None and (labels.kind != "classes" or labels.groups is not None):
         try:
-            return np.asarray(rows)[drawn(labels.rows(rows), share or 0, seed, "subset", subset)].tolist()
+            return np.asarray(rows)[drawn(labels.rows(rows), share or 0, seed, subset)].tolist()
         except Refused:
             count = len(np.unique(labels.rows(rows).groups)) if labels.groups is not None else 0
             raise Refused(f"--share {share:g} of {count:,} groups, which stay whole, is none of them or all: say another share, or --shots") from None

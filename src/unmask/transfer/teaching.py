@@ -25,6 +25,7 @@ from unmask.errors import Refused
 from unmask.interchange.encoder import Encoder, describe, load_encoder, save_encoder
 from unmask.load import metadata_of
 from unmask.methods import find
+from unmask.optim.schedule import scaled_rate
 from unmask.recipe import Recipe
 from unmask.run.folder import RunFolder
 from unmask.settings import Views
@@ -139,7 +140,7 @@ def evaluation(recipe: Recipe, learner: Classifier, feed: Supervised, folder: Ru
         "steps": train.steps,
         "epochs": round((train.steps or 0) * (train.batch_size or 0) / len(feed), 2),
         "batch_size": train.batch_size,
-        "lr": train.lr if train.lr is not None else train.base_lr * (train.batch_size or 0) / 256,
+        "lr": scaled_rate(train.lr, train.base_lr, train.batch_size or 0),
         **settings,
         "shots": recipe.input.shots,
         "share": recipe.input.share,

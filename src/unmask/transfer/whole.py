@@ -29,8 +29,8 @@ class Whole(nn.Module):
             if places and (not isinstance(found, Tensor) or found.dim() < 3 or (self.last and found.shape[-1] != trunk.num_features)):
                 raise Refused(f"--pooling attentive: a {type(trunk).__name__} gives no map of features; use avg")
             used = found if places else trunk.forward_head(found, pre_logits=True)
-        named = list(trunk.named_parameters())
-        grads = torch.autograd.grad(used.sum(), [parameter for _, parameter in named], allow_unused=True)
+        named = [] if torch.is_inference_mode_enabled() else list(trunk.named_parameters())  # there nothing is trained
+        grads = torch.autograd.grad(used.sum(), [parameter for _, parameter in named], allow_unused=True) if named else []
         self.unused = frozenset(name for (name, _), grad in zip(named, grads) if grad is None)
         self.width = int(trunk.num_features if places else used.shape[1])
         trunk.train(training)

@@ -65,17 +65,7 @@ def show(
     covered = [cover(picture, ~_pixels(row.reshape(grid))) for picture, row in zip(seen, shown)]
     captions = [f"{n} of {patches} masked ({n / patches:.0%})" for n in masked[:count].tolist()]
     rows = [Row(covered[i : i + ROW], captions=captions[i : i + ROW]) for i in range(0, count, ROW)]
-    often = maps.float().mean(0).reshape(grid)
-    fewest, most = int(masked.min()), int(masked.max())
-    law = Row(
-        [heat(often, 1.0).resize(base.size, Image.Resampling.NEAREST), _scale(base.size), _histogram(masked, patches, base.size)],
-        label=f"The law: {draws:,} masks drawn",
-        captions=[
-            f"each patch: {often.min():.0%} to {often.max():.0%}",
-            "",
-            f"always {fewest} masked" if fewest == most else f"{fewest} to {most} patches masked",
-        ],
-    )
+    law = _law(maps, grid, base.size)
     share = f"{chosen.now:g}" if not bool(neither.any()) else "several blocks"
     title = f"Masking strategy: {name}, {share} of a {grid[0]} x {grid[1]} grid"
     legend = [
@@ -84,6 +74,22 @@ def show(
         "Last row: how often each patch is masked, the colours of that map, and how often each number of masked patches comes up.",
     ]
     return save(sheet([*rows, law], title=title, legend=legend), out)
+
+
+def _law(maps: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Row:
+    """How often each place of maps (draws, N) is masked, and how many are at once."""
+    masked, patches = maps.sum(1), maps.shape[1]  # (draws,)
+    often = maps.float().mean(0).reshape(grid)
+    fewest, most = int(masked.min()), int(masked.max())
+    return Row(
+        [heat(often, 1.0).resize(size, Image.Resampling.NEAREST), _scale(size), _histogram(masked, patches, size)],
+        label=f"The law: {len(maps):,} masks drawn",
+        captions=[
+            f"each patch: {often.min():.0%} to {often.max():.0%}",
+            "",
+            f"always {fewest} masked" if fewest == most else f"{fewest} to {most} patches masked",
+        ],
+    )
 
 
 def _pixels(map: torch.Tensor) -> torch.Tensor:
