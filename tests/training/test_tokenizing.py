@@ -57,6 +57,7 @@ def test_the_run_shows_its_codes_and_its_paintings(tokenizer):
     assert not (tokenizer / "encoder.safetensors").exists() and json.loads((tokenizer / "status.json").read_text())["status"] == "finished"
     page = (tokenizer / "report.html").read_text()
     assert "Codes in use" in page and "codes are in use at step 24" in page
+    assert "unmask pretrain beit DATA" in page and "unmask evaluate knn" not in page, "it has no encoder to measure"
     assert "codes in use, as evenly as" in (tokenizer / "log.txt").read_text()
 
 
@@ -95,6 +96,7 @@ def test_a_vocabulary_taught_by_a_run(data, tmp_path):
     measured = [row for row in rows(runs[1]) if "codes_used" in row]
     assert measured[-1]["step"] == 12 and measured[-1]["codes_used"] > 1 and 0 < measured[-1]["best_constant"] <= 1
     assert "spelled by patches of the others" in Sheet.read(sorted((runs[1] / "pictures").glob("*.png"))[-1]).header
+    assert "unmask pretrain beit2" in (runs[1] / "log.txt").read_text()
     again = tmp_path / "again"
     assert cli.answer(["tokenizer", "train", "--config", str(runs[1] / "config.yaml"), "--out", str(again)]) == 0
     one, other = (load_file(run / "model.safetensors") for run in (runs[1], again))

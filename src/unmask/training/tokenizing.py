@@ -52,7 +52,8 @@ class Tokenizing(Pretraining):
 
     def finish(self, recipe: Recipe, kept: Mapping[str, Any], learner: Learner, feed: Any, folder: RunFolder, metadata: Mapping[str, str], step: int) -> None:
         here, there = shlex.quote(str(folder.path)), shlex.quote(recipe.data) if isinstance(recipe.data, str) else "DATA"
-        said = f"unmask pretrain beit {there} --out RUN --method.tokenizer {here}      # predict its codes behind the mask"
+        taught = "beit2" if recipe.name == "vqkd" else "beit"
+        said = f"unmask pretrain {taught} {there} --out RUN --method.tokenizer {here}      # predict its codes behind the mask"
         conclude(folder, learner, metadata, step, [said])
 
 

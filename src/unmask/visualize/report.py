@@ -199,6 +199,8 @@ def _next(run: Run) -> list[tuple[str, str]]:
     if run.state != "finished":
         items = [("Go on exactly where it stopped:", str(run.status.get("resume") or command(run.folder)))] if run.state != "running" else []
         return [*items, ("Write this page again:", f"unmask report {here}")]
+    if run.column("codes_used")[1]:  # a tokenizer: it has no encoder
+        return [("Predict its codes behind the mask:", f"unmask pretrain beit DATA --method.tokenizer {here} --out RUN"), ("Write this page again:", f"unmask report {here}")]
     export = shlex.quote(str(run.folder.with_name(run.name + "-timm")))
     looks = [] if run.supervised else [("Look at other pictures through it:", f"unmask reconstruct {here} PICTURES --out grid.png")]
     return [
