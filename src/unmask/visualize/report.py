@@ -195,7 +195,7 @@ def _warnings(run: Run) -> str:
 
 
 def _next(run: Run) -> list[tuple[str, str]]:
-    here, data = shlex.quote(str(run.folder)), _data(run) if run.column("knn")[1] or run.supervised else "LABELLED"
+    here, data = shlex.quote(str(run.folder)), _data(run) if run.column("knn")[1] or run.evaluations else "LABELLED"
     if run.state != "finished":
         items = [("Go on exactly where it stopped:", str(run.status.get("resume") or command(run.folder)))] if run.state != "running" else []
         return [*items, ("Write this page again:", f"unmask report {here}")]
