@@ -10,7 +10,7 @@ from torch import nn
 from unmask.data.loader import Pictures
 from unmask.data.sources import open_source
 from unmask.data.statistics import Format
-from unmask.errors import Refused
+from unmask.errors import Failed, Refused
 from unmask.evaluation.features import FeatureTable, extract, pixel_statistics, pool
 from unmask.evaluation.probe import descend
 from unmask.interchange.encoder import load_encoder
@@ -43,6 +43,9 @@ def encoder():
 
 def test_bad_pictures_have_no_row_and_are_counted(few, encoder):
     seen = pictures(few, encoder)
+    with pytest.raises(Failed, match="3 of 15 samples cannot be read, more than max_bad_share"):
+        extract(encoder, seen)
+    seen.max_bad_share = 0.2
     table = extract(encoder, seen, batch_size=5)
     assert (len(table), table.skipped) == (12, 3) and table.poolings == ("cls", "avg", "cls+avg")
     assert table.of("cls+avg").shape == (12, 384) and not any("broken" in name for name in table.names)
