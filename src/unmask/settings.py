@@ -135,6 +135,8 @@ class Trunk:
 
     def __post_init__(self):
         within(self, "patch_size width depth heads img_size in_chans", 1)
+        if self.patch_size and self.img_size and any(side % self.patch_size for side in self.img_size):
+            raise ValueError(f"img_size {self.img_size[0]} {self.img_size[1]} is no multiple of patch_size {self.patch_size}")
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,13 @@ def names() -> dict[str, str]:
 
 
 def check(name: str, said: str = "--model") -> None:
-    """Refuse a name that timm does not have. The tag of `name.tag` (published weights) is left to timm."""
+    """Refuse a name that timm does not have, or of a network that cannot be masked. The tag of `name.tag` (published weights) is left to timm."""
     known, base = names(), name.partition(".")[0]
     if base not in known:
-        raise Refused(f"{said}: timm has no model '{name}'{suggestion(base, known)} (`unmask models` lists them)")
+        fit = [other for other, kind in known.items() if kind in TRAINABLE]
+        raise Refused(f"{said}: timm has no model '{name}'{suggestion(base, fit)} (`unmask models` lists them)")
+    if known[base] not in (*TRAINABLE, ""):
+        raise Refused(f"{said}: {name} is a {known[base]}; choose a VisionTransformer, Eva, Beit or Swin of timm (`unmask models` lists them)")
 
 
 def trainable() -> list[str]:

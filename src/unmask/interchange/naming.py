@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from unmask.encoders import names
 from unmask.errors import Refused
 
 CHECKPOINTS = (".pth", ".pt", ".bin", ".ckpt", ".pyth")  # what torch.save's files are called
@@ -55,6 +56,8 @@ def identify(name: str | Path) -> Named:
     if prefix in ("timm", "random") and not Path(word).exists():
         if not rest:
             raise Refused(f"ENCODER '{word}' lacks the model's name: {prefix}:vit_small_patch16_224")
+        if prefix == "random":
+            names.check(rest, "random:")
         return Named(prefix, rest)  # type: ignore[arg-type]
     word, said = parted(word)
     path = Path(word).expanduser()
