@@ -41,7 +41,8 @@ def machine(device: str) -> dict[str, Any]:
 def keep(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Write `result` to `<folder>/<name>.json`, with the command that made it and the day."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]  # where it lay says nothing elsewhere
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
     path = folder / f"{name}.json"
     path.write_text(json.dumps({"command": command, "date": datetime.now(UTC).date().isoformat()} | result, indent=1) + "\n", encoding="utf-8")
     return path
