@@ -99,7 +99,8 @@ class Labels:
         if not row:
             return [f"{n:,} labelled pictures, none of which has a tag"]
         (most, high), (least, low) = row["largest"], row["smallest"]
-        lines = [f"{n:,} labelled pictures, {len(self.names):,} {self.kind}: largest {most} {high:,} ({high / n:.1%}), smallest {least} {low:,} ({low / n:.1%})"]
+        balance = f"largest {most} {high:,} ({high / n:.1%}), smallest {least} {low:,} ({low / n:.1%})" if high > low else f"{high:,} each"
+        lines = [f"{n:,} labelled pictures, {len(self.names):,} {self.kind}: {balance}"]
         if row["imbalance"] > UNEVEN:
             better = "balanced_accuracy" if self.kind == "classes" else "map"
             lines.append(f"hint: the largest of the {self.kind} is {row['imbalance']:.0f} times the smallest; {better} counts all of them alike")
