@@ -72,7 +72,8 @@ def test_a_finished_run_is_told_whole(tmp_path):
 def test_missing_pieces_are_left_out(tmp_path, missing):
     path = run_folder(tmp_path / "part", falling(30))
     (path / missing).unlink()
-    written(path)
+    text, _ = written(path)
+    assert "In words" in text and "Settings" in text if missing != "config.yaml" else "In words" in text
 
 
 def test_a_run_that_has_only_begun(tmp_path):
@@ -224,7 +225,8 @@ def test_no_code_of_a_run_from_elsewhere_is_run(tmp_path):
     """A method of one's own is a file; to report on its run does not open that file."""
     (tmp_path / "method.py").write_text("raise SystemExit('run')")
     path = run_folder(tmp_path / "run", falling(), config={"method": f"{tmp_path}/method.py:Mine"})
-    written(path)
+    text, _ = written(path)
+    assert "method.py:Mine" in text
 
 
 def test_it_is_written_without_torch(tmp_path):

@@ -164,13 +164,13 @@ class Pictures:
             if batch.pop("lost"):
                 raise Failed(f"{ATTEMPTS} samples in a row cannot be read{self._where(batch['bad'])}")
             if seen >= verdict:
-                self._judge(spoiled, seen, batch["bad"])
+                self.judge(spoiled, seen, batch["bad"])
                 verdict = (seen // len(self) + 1) * len(self)
             yield batch
 
-    def _judge(self, spoiled: int, seen: int, bad: Sequence[tuple[str, str]]) -> None:
-        """Failed where more samples are bad than may be; `bad`: the latest (name, reason) of them, if any."""
-        if spoiled > self.max_bad_share * seen:
+    def judge(self, spoiled: int, seen: int, bad: Sequence[tuple[str, str]] = ()) -> None:
+        """Failed where more of the samples `seen` are bad than may be; `bad`: the latest (name, reason) of them. Of few, one more or less says nothing."""
+        if seen >= min(FIRST_VERDICT, len(self)) and spoiled > self.max_bad_share * seen:
             share = f"{spoiled:,} of {seen:,} samples cannot be read, more than max_bad_share {self.max_bad_share:g}"
             raise Failed(f"{share}{self._where(bad)}; repair or remove them (unmask inspect DATA names all), or raise --max_bad_share")
 
@@ -197,10 +197,7 @@ class Pictures:
         share: float | None = None,
         pin: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor | None, list[str]]]:
-        """(x (b, C, H, W) normalised on the CPU, rows of `labels.values` or None, names) of all samples, or of `indices`, in order, each readable one once.
-
-        Failed at the end when more than `max_bad_share` of them are bad.
-        """
+        """(x (b, C, H, W) normalised on the CPU, rows of `labels.values` or None, names) of all samples, or of `indices`, in order, each readable one once."""
         return _ended_at_exit(self._labelled(self.numbered_batches(batch_size, workers, indices, img_size, share, pin)))
 
     def numbered_batches(
@@ -215,18 +212,14 @@ class Pictures:
         """The same with the numbers of the pictures instead of labels and names."""
         chosen = [int(index) for index in (range(len(self)) if indices is None else indices)]
         parts = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
-        return _ended_at_exit(self._readable(_loader(self._still(img_size, share), parts, workers, batch_size, pin), len(chosen)))
+        return _ended_at_exit(self._readable(_loader(self._still(img_size, share), parts, workers, batch_size, pin)))
 
-    def _readable(self, loader: DataLoader, count: int) -> Generator[tuple[Tensor, list[int]], None, None]:
-        bad: list[tuple[str, str]] = []
+    def _readable(self, loader: DataLoader) -> Generator[tuple[Tensor, list[int]], None, None]:
         for batch in loader:
             batch = _unpacked(batch)
             self.quarantine.add(batch["bad"])
-            bad += batch["bad"]
             if len(batch["index"]):
                 yield self._finish(batch["images"], None, "cpu"), batch["index"].tolist()
-        if count >= min(FIRST_VERDICT, len(self)):  # of fewer, one bad picture more or less says nothing
-            self._judge(len(bad), count, bad)
 
     def _labelled(self, batches: Generator[tuple[Tensor, list[int]], None, None]) -> Generator[tuple[Tensor, Tensor | None, list[str]], None, None]:
         for x, kept in batches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from functools import cache
 from pathlib import Path
 
 from unmask.errors import Refused
@@ -13,6 +14,7 @@ TRAINABLE = ("VisionTransformer", "Eva", "Beit", "SwinTransformer")  # the famil
 PATTERN = re.compile(r"^@register_model\s*\ndef (\w+)\([^)]*\)(?:\s*->\s*(\w+))?", re.MULTILINE)
 
 
+@cache
 def names() -> dict[str, str]:
     """Every model name of timm, and our own, with the class it gives where the text says so ('' elsewhere)."""
     spec = importlib.util.find_spec("timm")

@@ -33,6 +33,8 @@ class Stills(Protocol):
 
     def numbered_batches(self, batch_size: int, workers: int = 0, indices: Any = None) -> Iterator[tuple[Tensor, list[int]]]: ...
 
+    def judge(self, spoiled: int, seen: int) -> None: ...
+
 
 @dataclass(frozen=True)
 class FeatureTable:
@@ -166,7 +168,7 @@ def pixel_statistics(pictures: Stills, indices: Any = None, batch_size: int = 25
 def tabulate(
     features: Callable[[Tensor], dict[str, Tensor]], pictures: Stills, indices: Any = None, batch_size: int = 256, workers: int = 0, title: str = ""
 ) -> FeatureTable:
-    """The table of `features(x (b, C, H, W)) -> {name: (b, D)}` over the evaluation pictures; progress goes to stderr."""
+    """The table of `features(x (b, C, H, W)) -> {name: (b, D)}` over the evaluation pictures; progress goes to stderr. Failed where too many are bad."""
     total, done, said = len(pictures) if indices is None else len(indices), 0, time.monotonic()
     parts: dict[str, list[Tensor]] = {}
     ids: list[int] = []
@@ -180,6 +182,7 @@ def tabulate(
             print(f"unmask: features{title and ' of '}{title}: {done:,} of {total:,} pictures", file=sys.stderr)
     if not ids:
         raise Refused("not one picture could be read: unmask inspect names what is wrong with each")
+    pictures.judge(total - len(ids), total)
     joined = {name: torch.cat(rows) for name, rows in parts.items()}
     names, table = [pictures.source.name(index) for index in ids], pictures.labels
     if table is None:

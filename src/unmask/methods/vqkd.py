@@ -35,7 +35,7 @@ class VQKD:
     row = ("patches", "none", "–", "transformer", "frozen teacher's features → 1 − cos, commitment")
     needs = ("teacher",)
     network = True  # it has one of --model
-    short_rate = 1e-3  # per 256 pictures, of runs of under 20,000 steps
+    short_rate = 1e-3  # per 256 pictures, of runs of under 20,000 steps: not measured
 
     teacher: str | None = None  # ENCODER whose features the codes have to tell: a run, an encoder file, timm:NAME
     vocabulary: int = 8192  # codes

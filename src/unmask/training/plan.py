@@ -31,7 +31,7 @@ GPU_SAMPLES = 4_000_000  # pictures seen in a run on a GPU: 400 epochs of ten th
 MERGED = 8  # patches a side that a stage-wise network (Swin) merges into one feature
 CPU_DEPTH = 6  # blocks of the network on a CPU: half of ViT-Tiny's, which sees twice the pictures in the same time
 SHORT = 20_000  # optimiser steps below which the paper's rate, made for hundreds of thousands, hardly moves the weights
-SHORT_RATE = 2e-3  # learning rate per 256 pictures for such runs (benchmarks/learn.py)
+SHORT_RATE = 2e-3  # learning rate per 256 pictures for such runs: what MAE learned well with on CIFAR-10; no rates have been compared, and of no other method
 INIT_RATE = 0.1  # of the encoder's rate with --init (benchmarks/continued.py)
 SAVE = 300.0  # seconds between checkpoints
 ROOM = 0.8  # of the GPU's free memory
@@ -46,12 +46,16 @@ def choose(recipe: Recipe, count: int, format: Format, encoder: bool = True) -> 
     said += lines
     train, lines = length(recipe.train, recipe, count, device)
     said += lines
-    reading = recipe.input
-    if reading.workers is None:
-        workers = min(8, max(1, cores() // 2)) if device == "cpu" else min(16, cores())
-        reading = replace(reading, workers=workers)
-        said.append(f"workers {workers}: {cores()} cores" + (", which compute as well" if device == "cpu" else ""))
-    return replace(recipe, trunk=trunk, train=train, input=reading), said
+    reading, lines = readers(recipe.input, device)
+    return replace(recipe, trunk=trunk, train=train, input=reading), said + lines
+
+
+def readers(reading: Any, device: str) -> tuple[Any, list[str]]:
+    """The processes that read pictures."""
+    if reading.workers is not None:
+        return reading, []
+    workers = min(8, max(1, cores() // 2)) if device == "cpu" else min(16, cores())
+    return replace(reading, workers=workers), [f"workers {workers}: {cores()} cores" + (", which compute as well" if device == "cpu" else "")]
 
 
 def accelerator(asked: str) -> tuple[str, str]:
@@ -179,9 +183,9 @@ def paced(recipe: Recipe, pace: Pace) -> tuple[Recipe, list[str]]:
 def quickened(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """A higher rate for a pre-training that is shorter than the paper's."""
     train = recipe.train
-    if recipe.given & {"lr", "base_lr"} or (train.steps or 1) >= SHORT or train.base_lr == vars(type(recipe.method)).get("short_rate", SHORT_RATE):
-        return recipe, []
     rate = vars(type(recipe.method)).get("short_rate", SHORT_RATE)
+    if recipe.given & {"lr", "base_lr"} or (train.steps or 1) >= SHORT or train.base_lr == rate:
+        return recipe, []
     line = f"base_lr {rate:g}: {train.steps:,} steps are few for the paper's {recipe.method.paper.base_lr:g}"
     return replace(recipe, train=replace(train, base_lr=rate)), [line]
 

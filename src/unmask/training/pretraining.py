@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +117,11 @@ def pictures_of(recipe: Recipe, source: Source, format: Format, quarantine: Path
 
 def started(recipe: Recipe) -> Recipe:
     """With `--init`: the network is that of the weights, and the decoder as large as the one beside them, where it was not said."""
-    trunk, names = recipe.trunk, {field.name for field in fields(recipe.method)}
+    trunk = recipe.trunk
     if trunk.init is None:
         return recipe
-    decoder = decoder_size(trunk.init)
-    if decoder.keys() <= names and all(getattr(recipe.method, name) is None for name in decoder):
-        recipe = replace(recipe, method=replace(recipe.method, **decoder))
+    if all(vars(recipe.method).get(name, 0) is None for name in ("decoder_width", "decoder_depth", "decoder_heads")):
+        recipe = replace(recipe, method=replace(recipe.method, **decoder_size(trunk.init)))
     if trunk.model is not None:
         return recipe
     opened = load_encoder(trunk.init, heads=trunk.heads, say=lambda line: None)  # the report follows when the network is filled

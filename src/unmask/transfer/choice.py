@@ -67,11 +67,8 @@ def choose(recipe: Recipe, count: int, width: int) -> tuple[Recipe, list[str]]:
             said.append(f"lr {train.lr:.2g}: for batches of {train.batch_size} and a network {width} wide (by the paper's rule per 256 pictures it would be {paper['base_lr'] * train.batch_size / 256:.2g})")
     chosen, line = plan.precision(train, device)
     said.append(line)
-    reading = recipe.input
-    if reading.workers is None:
-        workers = min(8, max(1, plan.cores() // 2)) if device == "cpu" else min(16, plan.cores())
-        reading = replace(reading, workers=workers)
-        said.append(f"workers {workers}: {plan.cores()} cores")
+    reading, lines = plan.readers(recipe.input, device)
+    said += lines
     train = replace(train, accelerator=device, precision=chosen)
     return replace(recipe, train=train, method=replace(method, **own), input=reading, given=given), said
 
