@@ -3,7 +3,7 @@
 #   make demo   installs into .venv and runs `unmask quickstart`
 #   make test   installs into .venv with the test extra and runs the whole suite
 #
-# uv is used where it is on PATH (it installs faster), else venv and pip. Another Python: make demo PYTHON=python3.13
+# uv is used where it is on PATH (it installs faster; like pip it then compiles, once, what every start would), else venv and pip. Another Python: make demo PYTHON=python3.13
 
 SHELL := /bin/bash
 VENV ?= .venv
@@ -43,7 +43,7 @@ $(VENV)/bin/python:
 
 define install
 { echo "installing unmask[$(1)] (PyTorch alone is gigabytes: some minutes)"; \
-	$(if $(UV),$(UV) pip install --quiet --python $(VENV)/bin/python,$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check) -e ".[$(1)]"; }
+	$(if $(UV),$(UV) pip install --quiet --compile-bytecode --python $(VENV)/bin/python,$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check) -e ".[$(1)]"; }
 endef
 
 clean:
