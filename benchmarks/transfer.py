@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learn import DATA, OWN, RUNS, few, halves, pretrain
+from grounds import Entry, ground
 from record import RESULTS, ROOT, keep, machine
 
 import unmask
@@ -122,21 +122,16 @@ def main() -> None:
     words = parser.parse_args()
     if words.threads:
         torch.set_num_threads(words.threads)
-    known = words.data if words.data in DATA else "imagenette"
-    seed = f"-seed{words.seed}" if words.seed else ""
-    name = f"{words.data if words.data in DATA else Path(words.data).name}-{words.budget}{seed}" + "-dry" * words.dry
-    train, val = halves(words.data)
-    settings = RUNS[known, words.budget] | (OWN["mae"] if words.budget != "gpu" else {}) | {"seed": words.seed, "workers": words.workers}
-    if words.dry:
-        train, val = few(train, words.runs / f"learn-{name}-train"), val and few(val, words.runs / f"learn-{name}-val")
-        settings = {key: value for key, value in settings.items() if key != "epochs"} | {"steps": 2, "batch_size": 16}
-    encoder = words.encoder or words.runs / f"learn-mae-{name}"
+    place = ground(words.data, words.budget, words.runs.resolve(), seed=words.seed, workers=words.workers, dry=words.dry)
+    mae = Entry("mae", seed=words.seed)
+    name = mae.name(place.name).removeprefix("learn-mae-")
+    encoder, settings = words.encoder or place.run(mae), place.planned(mae)
     if words.encoder is None:
-        pretrain("mae", encoder, train, settings)
+        place.pretrain(mae)
     rows: list[dict[str, Any]] = []
     gains: list[dict[str, Any]] = []
     for part in DRY if words.dry else PLANS[words.budget]:
-        rows += measured(part, encoder, train, val, words.runs / f"transfer-{name}", words)
+        rows += measured(part, encoder, place.train, place.val, words.runs / f"transfer-{name}", words)
         gains.append(gain(*rows[-2:]))
         found = {"encoder": {"method": "mae", "data": words.data} | {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()}, "figures": rows, "gains": gains}
         path = keep(f"transfer-{name}", found | {"machine": machine("cuda" if torch.cuda.is_available() else "cpu")}, words.out)
