@@ -124,7 +124,11 @@ def read(name: str, words: list[str]) -> tuple[list[Any], dict[str, Any]]:
     if name in BEGIN:
         return arrange(name, left, values), values
     usage, taken = f"unmask {name} {COMMANDS[name].places}", list[Any]()
-    for one in COMMANDS[name].places.split():
+    places = COMMANDS[name].places.split()
+    for number, one in enumerate(places):
+        if one.startswith("[") and len(left) <= sum(not later.startswith("[") for later in places[number:]):
+            taken.append(None)  # the words are for what must be said
+            continue
         if not left and not one.startswith("["):
             raise Refused(f"{one.rstrip('…')} is missing: {usage}")
         if one.endswith("…"):

@@ -90,6 +90,11 @@ def show_methods() -> dict[str, str]:
     return {name: describe(name) for name in METHODS}
 
 
+def show_views(method: str | None, data: str, **settings: Any) -> Any:
+    """The views that a method trains on."""
+    return api.show_views(data, method, **settings)
+
+
 def show_models(word: str | None = None) -> dict[str, list[str]]:
     """The networks that can be pre-trained, without asking timm or torch."""
     found = [name for name in names.trainable() if (word or "") in name]
@@ -132,6 +137,6 @@ COMMANDS = {
     "show attention": Command("ENCODER IMAGES…", "draw where the encoder looks", api.show_encoder, (see.ShowEncoder, asked.Look), "attention"),
     "show features": Command("ENCODER IMAGES…", "draw patch features as colours (principal components)", api.show_encoder, (see.ShowEncoder, asked.Look), "features"),
     "show weights": Command("ENCODER", "say what a file of weights holds, and every name that is left out", api.show_weights),
-    "show views": Command("DATA", "draw training crops of pictures", api.show_views, (see.ShowViews,)),
+    "show views": Command("[METHOD] DATA", "draw the views that METHOD trains on (not given: one crop, as mae)", show_views, (see.ShowViews,)),
 }
 SEVERAL = {name.split()[0] for name in COMMANDS if " " in name}

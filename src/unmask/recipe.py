@@ -15,7 +15,7 @@ from unmask.errors import Refused
 from unmask.methods import LEARNERS, TOKENIZERS, TRANSFERS, place
 from unmask.methods.statement import known, source_file
 from unmask.options import Group, check, dump, layered, load
-from unmask.settings import Input, Lessons, Start, Train, Trunk, Views
+from unmask.settings import Crops, Input, Lessons, Start, Train, Trunk, Views
 
 NETWORK = (Group("network", Trunk), Group("input", Input))
 ENCODER = (Group("encoder", Start), Group("pictures", Lessons))
@@ -32,7 +32,7 @@ class Recipe:
     trunk: Any  # Trunk, or Start where an encoder is trained further
     input: Any  # Input, or Lessons
     train: Train
-    views: Views
+    views: Views | Crops
     given: frozenset[str]
 
     def lines(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def groups_of(name: str, method: Any = None) -> list[Group]:
     cls, base, file = type(method), method, None
     if method is None:
         cls, base, file = known(name), None, source_file(place(name)[0])
-    paper = [Group("training", Train, base=cls.paper), Group("views of a picture while it trains", Views, prefix="views.", base=cls.views)]
+    paper = [Group("training", Train, base=cls.paper), Group("views of a picture while it trains", type(cls.views), prefix="views.", base=cls.views)]
     if name in TRANSFERS:
         return [*ENCODER, *paper, Group(cls.__name__.lower(), cls, file, "", base)]
     if name in TOKENIZERS:
@@ -95,8 +95,8 @@ def settle(method: Any, data: Any, config: str | Path | None, said: Mapping[str,
     for what, found in (("a method", method), ("data", data)):
         if found is None:
             raise Refused(f"a run wants {what}")
-    if file.get("method") not in (None, method):  # another method above the file: the file's own settings of its method fall away
-        file = {key: value for key, value in file.items() if not key.startswith("method.")}
+    if file.get("method") not in (None, method):  # another method above the file: the file's own settings of its method, and its views, fall away
+        file = {key: value for key, value in file.items() if not key.startswith(("method.", "views."))}
     name = name_of(method)
     parts = groups_of(name, None if isinstance(method, str) else method)
     options = {name: option for group in parts for name, option in group.options().items()}

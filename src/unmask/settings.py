@@ -43,6 +43,14 @@ def within(settings: Any, names: str, low: float, high: float | None = None, abo
             raise ValueError(f"{name} must {wanted}, got {number:g}")
 
 
+def in_order(settings: Any, names: str) -> None:
+    """A ValueError for the first of these pairs whose larger number stands first."""
+    for name in names.split():
+        low, high = getattr(settings, name)
+        if low > high:
+            raise ValueError(f"{name} must have its smaller number first, got {low:g} {high:g}")
+
+
 def check_window(window: Window | None) -> None:
     """A ValueError for a window without width."""
     if isinstance(window, tuple) and window[1] <= 0:
@@ -113,10 +121,37 @@ class Views:
         within(self, "scale", 0, 1, above=True)
         within(self, "ratio", 0, above=True)
         within(self, "flip", 0, 1)
-        for name in ("scale", "ratio"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} must have its smaller number first, got {low:g} {high:g}")
+        in_order(self, "scale ratio")
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Several random views of a picture while it trains: two global ones and some small local ones, each recoloured by itself.
+
+    Three chances are those at the first global crop, the second and every local one.
+    """
+
+    global_scale: tuple[float, float] = (0.4, 1.0)  # area of a global crop, as a share of the picture
+    local_scale: tuple[float, float] = (0.05, 0.4)  # area of a local crop
+    local_crops: int = 0  # local crops of a picture, beside the two global ones
+    local_size: tuple[int, int] | None = None  # height and width of a local crop (one number: square); not given: 3/7 of the input, in whole patches
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of a crop, beside that of the input
+    flip: float = 0.5  # chance of a horizontal flip
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # how a crop is resized
+    jitter: float = 0.8  # chance that brightness, contrast, saturation and hue change, in random order
+    jitter_by: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # how much, each
+    grey: float = 0.2  # chance that the colours are lost
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)  # three chances of a Gaussian blur of .1 to 2 pixels
+    blur_kernel: Literal["whole", "9 taps", "a tenth"] = "whole"  # the blur's width in pixels: all it has, nine, or about a tenth of the picture
+    solarise: tuple[float, float, float] = (0.0, 0.2, 0.0)  # three chances that the brighter half of the values is inverted
+
+    def __post_init__(self):
+        within(self, "global_scale local_scale", 0, 1, above=True)
+        within(self, "ratio", 0, above=True)
+        within(self, "local_crops jitter_by", 0)
+        within(self, "local_size", 1)
+        within(self, "flip jitter grey blur solarise", 0, 1)
+        in_order(self, "global_scale local_scale ratio")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from unmask.api.asked import Look, check_data, check_labels, first_of, settings_of, sight_of, written
 from unmask.errors import Refused
 from unmask.interchange.naming import identify
+from unmask.methods.statement import known
 from unmask.settings import Labelled, Ratio, Views, Window, check_window, within
 
 
@@ -62,9 +63,9 @@ class ShowMask:
 class ShowViews:
     """A drawing of training crops."""
 
-    img_size: tuple[int, int] = (224, 224)  # height and width of the crops (one number: square)
+    img_size: tuple[int, int] = (224, 224)  # height and width of the (global) crops (one number: square)
     count: int = 6  # pictures, one a row
-    epochs: int = 6  # crops of each, as in that many passes over the data
+    epochs: int = 6  # crops of each, as in that many passes over the data; of a method with several views always the first pass
     seed: int = 0  # of the crops
     out: str = "show-views.png"  # the picture to write
 
@@ -150,9 +151,10 @@ def show_mask(strategy: str, **settings: Any) -> Path:
     return written(asked.out)
 
 
-def show_views(data: Any, **settings: Any) -> Path:
-    """Draw training crops of pictures; the path of the drawing."""
+def show_views(data: Any, method: Any = None, **settings: Any) -> Path:
+    """Draw the training crops that a method (a name, or an instance; not given: crops as MAE's) takes of pictures; the path of the drawing."""
     (asked,) = settings_of((ShowViews,), settings)
+    views = Views() if method is None else vars(known(method) if isinstance(method, str) else type(method))["views"]
     check_data(data)
     from unmask.data.loader import Pictures
     from unmask.data.sources import open_source
@@ -161,7 +163,7 @@ def show_views(data: Any, **settings: Any) -> Path:
 
     source = open_source(data)
     rows = min(asked.count, len(source))
-    show(Pictures(source, survey(source, seed=asked.seed), Views(), asked.img_size, asked.seed), [i * len(source) // rows for i in range(rows)], asked.epochs, out=asked.out)
+    show(Pictures(source, survey(source, seed=asked.seed), views, asked.img_size, asked.seed), [i * len(source) // rows for i in range(rows)], asked.epochs, out=asked.out)
     return written(asked.out)
 
 

@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -20,98 +20,21 @@ from weakref import WeakSet
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from unmask import seeds
-from unmask.data.quarantine import BadSample, Quarantine
-from unmask.data.raster import Picture
+from unmask.data.quarantine import Quarantine
+from unmask.data.reading import ATTEMPTS, Batch, OneView, Reading, SeveralViews, Still, Taking
+from unmask.data.recolour import recolour
 from unmask.data.sampler import Order, Stream, share
 from unmask.data.source import Source
 from unmask.data.statistics import Format
-from unmask.data.views import Finish, centre_view, part, random_view
+from unmask.data.views import Finish
 from unmask.errors import Failed
-from unmask.settings import Views
+from unmask.settings import Crops, Views
 
-ATTEMPTS = 64  # replacements tried for one sample: with half of all samples bad, all fail once in 10^19
 FIRST_VERDICT = 256  # samples after which the share of bad ones is judged (or one epoch, if that is shorter), then every epoch
 GRACE = 60  # seconds that a worker goes on after SIGTERM, so that the main process can end in order
-Batch = dict[str, Any]
 Batches = TypeVar("Batches", bound=Generator)
-
-
-@dataclass(frozen=True)
-class _Reading(Dataset):
-    """What a worker knows: how to turn places of the stream, or sample numbers, into a batch of views."""
-
-    source: Source
-    format: Format
-    size: tuple[int, int]
-    seed: int
-    tile: int | None
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def _open(self, index: int, dice: Random | None) -> Picture:
-        """The frame and window of a sample that is looked at, with the grey values that the format wants. BadSample."""
-        return part(self.source.picture(index).under(self.format.window), self.tile, dice)
-
-    def _empty(self, count: int) -> Tensor:
-        """(count, C, H, W), channels last in memory, as pictures are decoded: no worker spends time on transposing."""
-        kind = torch.uint8 if self.format.eight_bit else torch.float32
-        return torch.zeros((count, *self.size, self.format.in_chans), dtype=kind).permute(0, 3, 1, 2)
-
-
-@dataclass(frozen=True)
-class _Random(_Reading):
-    """Random crops of a list of (place, index)."""
-
-    views: Views
-    distort: Callable[[Tensor, Random], Tensor] | None
-
-    def __getitems__(self, places: list[tuple[int, int]]) -> Batch:
-        images = self._empty(len(places))
-        flips: list[bool] = []
-        indices: list[int] = []
-        bad: list[tuple[str, str]] = []
-        spoiled = lost = 0
-        for row, (place, first) in enumerate(places):
-            for attempt in range(ATTEMPTS):
-                index = first if attempt == 0 else seeds.key(self.seed, "replacement", place, attempt) % len(self.source)
-                epoch = place // len(self.source)
-                dice = seeds.dice(self.seed, "view", epoch, index, *((place, attempt) if attempt else ()))
-                try:
-                    view = random_view(self._open(index, dice), self.size, self.views, dice, self.format.in_chans, self.format.eight_bit)
-                    images[row] = view if self.distort is None else self.distort(view, dice)
-                    break
-                except BadSample as error:
-                    bad.append((self.source.name(index), str(error)))
-                    spoiled += attempt == 0
-            else:
-                lost += 1
-            flips.append(dice.random() < self.views.flip)
-            indices.append(index)
-        return {"images": images, "flip": torch.tensor(flips), "index": torch.tensor(indices), "bad": tuple(bad), "spoiled": spoiled, "lost": lost}
-
-
-@dataclass(frozen=True)
-class _Still(_Reading):
-    """Evaluation pictures of a list of sample numbers; unreadable ones are left out."""
-
-    share: float | None
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        images = self._empty(len(indices))
-        kept: list[int] = []
-        bad: list[tuple[str, str]] = []
-        for index in indices:
-            try:
-                picture = self._open(index, None)
-                images[len(kept)] = centre_view(picture, self.size, self.format.in_chans, self.format.eight_bit, self.share)
-                kept.append(index)
-            except BadSample as error:
-                bad.append((self.source.name(index), str(error)))
-        return {"images": images[: len(kept)], "index": torch.tensor(kept, dtype=torch.int64), "bad": tuple(bad)}
 
 
 class Pictures:
@@ -125,7 +48,7 @@ class Pictures:
         self,
         source: Source,
         format: Format,
-        views: Views,
+        views: Views | Crops,
         img_size: tuple[int, int],
         seed: int = 0,
         max_bad_share: float = 0.05,
@@ -147,12 +70,16 @@ class Pictures:
     ) -> Iterator[Batch]:
         """`accumulate` batches a step, from `start_step` on, for `steps` steps: see `sampler.Stream` for which samples these are.
 
-        A batch: `images` (b, C, H, W) uint8 or float32, `flip` (b,) bool, `index` (b,) int64 (after replacement), `bad` ((name, reason), …).
+        A batch: `index` (b,) int64 (after replacement), `bad` ((name, reason), …), and pictures as `reading.OneView` or, with `Crops`, `reading.SeveralViews` says.
         Failed when more than `max_bad_share` of the samples are bad. `pin`: page-locked memory, for CUDA. Workers live until the iterator ends.
         """
         stream = Stream(Order(len(self), self.seed), batch_size, start_step, steps, accumulate, rank, world)
-        reading = _Random(self.source, self.format, self.img_size, self.seed, self.tile, self.views, self.distort)
-        return _ended_at_exit(self._judged(_loader(reading, stream, workers, share(batch_size, accumulate, world), pin)))
+        return _ended_at_exit(self._judged(_loader(self.taking(), stream, workers, share(batch_size, accumulate, world), pin)))
+
+    def taking(self) -> Taking:
+        """How random views are taken of a sample."""
+        known = (self.source, self.format, self.img_size, self.seed, self.tile)
+        return SeveralViews(*known, self.views) if isinstance(self.views, Crops) else OneView(*known, self.views, self.distort)
 
     def _judged(self, loader: DataLoader) -> Generator[Batch, None, None]:
         seen, spoiled, verdict = 0, 0, min(FIRST_VERDICT, len(self))
@@ -178,9 +105,16 @@ class Pictures:
         example = f": the latest is {bad[-1][0]}, {bad[-1][1]}" if bad else ""
         return example + (f"; all are named in {self.quarantine.path}" if self.quarantine.path else "")
 
-    def finish(self, batch: Batch, device: torch.device | str) -> Tensor:
-        """The network's input (b, C, H, W), normalised float32 on the device, of a batch of `batches`."""
-        return self._finish(batch["images"], batch["flip"], device)
+    def finish(self, batch: Batch, device: torch.device | str) -> Tensor | dict[str, Tensor]:
+        """The network's input, normalised float32 on the device, of a batch of `batches`: (b, C, H, W), or `global` (2·b, C, H, W) and perhaps `local`."""
+        if not isinstance(self.views, Crops):
+            return self._finish(batch["images"], batch["flip"], device)
+        kernel = self.views.blur_kernel
+        return {
+            name: self._finish(batch[name], batch[f"{name}.flip"], device, partial(recolour, table=batch[f"{name}.recolour"], kernel=kernel))
+            for name in ("global", "local")
+            if name in batch
+        }
 
     def still(self, indices: Sequence[int], img_size: tuple[int, int] | None = None, share: float | None = None) -> Tensor:
         """Evaluation pictures (b, C, H, W), normalised, on the CPU; unreadable ones are left out, so b may be less. `share`: see `centre_view`."""
@@ -226,16 +160,16 @@ class Pictures:
             labels = torch.from_numpy(self.labels.values[kept]) if self.labels is not None else None
             yield x, labels, [self.source.name(index) for index in kept]
 
-    def _still(self, img_size: tuple[int, int] | None, share: float | None) -> _Still:
+    def _still(self, img_size: tuple[int, int] | None, share: float | None) -> Still:
         size = self.img_size if img_size is None else (int(img_size[0]), int(img_size[1]))
-        return _Still(self.source, self.format, size, self.seed, self.tile, share)
+        return Still(self.source, self.format, size, self.seed, self.tile, share)
 
 
-def _loader(reading: _Reading, batches: Any, workers: int, each: int, pin: bool) -> DataLoader:
+def _loader(reading: Reading, batches: Any, workers: int, each: int, pin: bool) -> DataLoader:
     more: dict[str, Any] = {}
     if workers:
         reading.source.prepare()
-        weight = each * reading.format.in_chans * reading.size[0] * reading.size[1] * (1 if reading.format.eight_bit else 4)
+        weight = each * reading.values * (1 if reading.format.eight_bit else 4)
         roomy = _shared_memory() > weight * (2 * workers + 2)
         # forked workers share what is loaded; they start before the run's own threads do, and never touch the device
         context = "fork" if sys.platform == "linux" else None

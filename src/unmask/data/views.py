@@ -8,6 +8,7 @@ grey level in about .3 % of the values and takes a fraction of its time; evaluat
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from random import Random
 
 import numpy as np
@@ -69,15 +70,21 @@ def part(picture: Picture, tile: int | None, dice: Random | None) -> Picture:
 
 def random_view(picture: Picture, size: tuple[int, int], views: Views, dice: Random, in_chans: int, eight_bit: bool) -> Tensor:
     """One random crop, resized: (C, H, W) uint8, or float32 in stored units where the data has more than 8 bits. BadSample."""
-    height, width = size
-    top, left, h, w = crop_box(picture.height, picture.width, views, dice, width / height)
-    pixels = picture.pixels(min(h / height, w / width) / SPARE)  # (H', W', C), perhaps smaller by a whole factor
-    if pixels.shape[0] != picture.height or pixels.shape[1] != picture.width:
-        down, across = pixels.shape[0] / picture.height, pixels.shape[1] / picture.width
-        top, left = int(top * down), int(left * across)
-        h, w = max(1, round(h * down)), max(1, round(w * across))
-    crop = pixels[top : top + h, left : left + w]
-    return channels(resized(as_stored(crop, picture.eight_bit, eight_bit), size, views.interpolation), in_chans)
+    return random_views(picture, [(size, views, dice)], in_chans, eight_bit)[0]
+
+
+def random_views(picture: Picture, wanted: Sequence[tuple[tuple[int, int], Views, Random]], in_chans: int, eight_bit: bool) -> list[Tensor]:
+    """Several random crops of a picture that is decoded once, each like `random_view`; `wanted`: the size, the law and the dice of each. BadSample."""
+    boxes = [crop_box(picture.height, picture.width, views, dice, width / height) for (height, width), views, dice in wanted]
+    pixels = picture.pixels(min(min(h / size[0], w / size[1]) for (_, _, h, w), (size, _, _) in zip(boxes, wanted)) / SPARE)  # (H', W', C), perhaps smaller
+    down, across = pixels.shape[0] / picture.height, pixels.shape[1] / picture.width
+    found = []
+    for (top, left, h, w), (size, views, _) in zip(boxes, wanted):
+        if (down, across) != (1, 1):
+            top, left, h, w = int(top * down), int(left * across), max(1, round(h * down)), max(1, round(w * across))
+        crop = as_stored(pixels[top : top + h, left : left + w], picture.eight_bit, eight_bit)
+        found.append(channels(resized(crop, size, views.interpolation), in_chans))
+    return found
 
 
 def as_stored(pixels: np.ndarray, is_eight_bit: bool, wants_eight_bit: bool) -> np.ndarray:
@@ -156,14 +163,14 @@ class Finish:
     def _constants(self, device: torch.device) -> tuple[Tensor, ...]:
         if device not in self._places:
             span = (self._high - self._low) * self._std
-            constants = (self._low, self._high, 1 / span, -(self._low / span + self._mean / self._std))
+            constants = (self._low, self._high, 1 / span, -(self._low / span + self._mean / self._std), self._high - self._low)
             self._places[device] = tuple(constant.to(device) for constant in constants)
         return self._places[device]
 
-    def __call__(self, images: Tensor, flip: Tensor | None, device: torch.device | str) -> Tensor:
-        """(b, C, H, W) uint8 or float32 -> the same, normalised float32 on the device, contiguous."""
+    def __call__(self, images: Tensor, flip: Tensor | None, device: torch.device | str, recolour: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """(b, C, H, W) uint8 or float32 -> the same, normalised float32 on the device, contiguous. `recolour`: what becomes of values in [0, 1] before."""
         device = torch.device(device)
-        low, high, factor, offset = self._constants(device)
+        low, high, factor, offset, between = self._constants(device)
         x = images.to(device, non_blocking=True)
         if flip is not None and device.type != "cpu":
             x = torch.where(flip.to(device, non_blocking=True)[:, None, None, None], x.flip(-1), x)
@@ -173,4 +180,6 @@ class Finish:
                 x[row] = x[row].flip(-1)
         if not self.eight_bit:
             x = torch.minimum(torch.maximum(x, low, out=x), high, out=x)
+        if recolour is not None:
+            x = recolour(x.sub_(low).div_(between)).mul_(between).add_(low)
         return x.mul_(factor).add_(offset)  # in place: fresh memory costs ten times the arithmetic

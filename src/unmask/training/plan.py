@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
+from unmask.data.recolour import local_size
 from unmask.data.sampler import share
 from unmask.data.statistics import Format
 from unmask.decoders import default_size
 from unmask.errors import Refused
 from unmask.model import Learner
 from unmask.recipe import Recipe
-from unmask.settings import seconds
+from unmask.settings import Crops, seconds
 from unmask.training.pace import Pace, cores, fits, whole
 from unmask.training.pace import pace as pace
 from unmask.training.progress import duration
@@ -158,6 +159,21 @@ def sized(recipe: Recipe, learner: Learner) -> tuple[Recipe, list[str]]:
         return recipe, []
     line = "decoder {decoder_width} wide, {decoder_depth} blocks, {decoder_heads} heads: for an encoder {width} wide".format(**wanted, width=learner.encoder.width)
     return replace(recipe, method=replace(recipe.method, **wanted)), [line]
+
+
+def viewed(recipe: Recipe, learner: Learner) -> tuple[Recipe, list[str]]:
+    """The size of local crops, where the method has some: whole patches."""
+    views = recipe.views
+    if not isinstance(views, Crops) or not views.local_crops:
+        return recipe, []
+    patch, size = learner.encoder.patch, views.local_size
+    near = local_size(learner.encoder.img_size, patch)
+    if size is None:
+        line = f"local crops {near[0]} x {near[1]}: 3/7 of the input, in whole patches"
+        return replace(recipe, views=replace(views, local_size=near)), [line]
+    if any(side % cell for side, cell in zip(size, patch)):
+        raise Refused(f"--views.local_size {size[0]} {size[1]}: no whole patches of {patch[0]} x {patch[1]} pixels; {near[0]} {near[1]} would do")
+    return recipe, []
 
 
 def paced(recipe: Recipe, pace: Pace) -> tuple[Recipe, list[str]]:

@@ -42,6 +42,8 @@ class Pretraining(Task):
         said += filled
         recipe, more = plan.sized(recipe, learner)
         said += more
+        recipe, more = plan.viewed(recipe, learner)
+        said += more
         pace = plan.pace(learner, pictures_of(recipe, source, format, None), recipe.train, recipe.input.workers or 0)
         recipe, more = plan.paced(recipe, pace)
         said += more
