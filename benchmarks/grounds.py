@@ -72,6 +72,7 @@ class Entry:
     question: str = ""  # of the experiment that it belongs to; of none: the method itself
     seed: int = 0
     changes: Mapping[str, Any] = field(default_factory=dict)
+    learner: str = ""  # what is trained under this name, as file:Class; not given: the method
 
     def name(self, ground: str) -> str:
         """What its result and its run are called, on a ground of that name."""
@@ -89,6 +90,7 @@ EXPERIMENTS = (  # what the field has found out about masked autoencoders (arXiv
     *varied("target", "method.target", {"hog": "hog"}),
     *varied("which patches", "method.masking", {"block": "block", "grid": "grid"}),
     *varied("decoder depth", "method.decoder_depth", {f"decoder{depth}": depth for depth in (1, 2, 4, 8)}),
+    Entry("mae", "tokens", "mask tokens in the encoder", learner=f"{Path(__file__).with_name('mask_tokens.py')}:MaskTokens"),
     *varied("augmentation", "views.scale", {"whole": (1.0, 1.0)}),
 )
 
@@ -155,7 +157,7 @@ class Ground:
         status = run / "status.json"
         state = json.loads(status.read_text(encoding="utf-8"))["status"] if status.is_file() else None
         if state is None:
-            (unmask.train_tokenizer if entry.method in TOKENIZERS else unmask.pretrain)(entry.method, str(self.train), run, **settings)
+            (unmask.train_tokenizer if entry.method in TOKENIZERS else unmask.pretrain)(entry.learner or entry.method, str(self.train), run, **settings)
         elif state != "finished":
             unmask.resume(run)
         return settings, (run / "model.safetensors").stat().st_mtime - (run / "config.yaml").stat().st_mtime

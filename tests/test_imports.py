@@ -14,7 +14,7 @@ ROOT = Path(unmask.__file__).parent
 ORDER = [  # the tree of the design, in reading order; inside a package only circles are forbidden
     *("errors", "settings", "options", "seeds", "patches", "mask", "masking", "encoders", "decoders", "losses", "tokenizers", "interchange"),
     *("targets", "model", "methods", "load", "recipe", "data", "optim", "run", "evaluation", "visualize", "training", "transfer", "compare"),
-    *("api", "quickstart", "testing", "commands", "cli", "__main__"),
+    *("api", "quickstart", "proof", "testing", "commands", "cli", "__main__"),
 ]
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unmask import cli, quickstart
+from unmask import cli, proof, quickstart
 from unmask.errors import Refused
 
 skimage = pytest.importorskip("skimage", reason="the photographs come with scikit-image")
@@ -135,3 +135,23 @@ def test_again_it_goes_on(small, capsys):
 def test_help_needs_no_torch():
     code = "import sys; from unmask import cli; cli.main(['quickstart', '--help']); assert 'torch' not in sys.modules"
     assert "--seed" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_table_of_proof(tmp_path, monkeypatch, capsys):
+    """Each method is trained once, stands beside its random encoder, and "yes" means above it beyond both intervals."""
+    monkeypatch.setattr(quickstart, "COUNTS", {"train": 12, "val": 6})
+    monkeypatch.setattr(quickstart, "SETTINGS", {**quickstart.SETTINGS, "batch_size": 32, "depth": 1, "workers": 0})
+    monkeypatch.setattr(proof, "OWN", {name: proof.OWN[name] for name in ("mae", "maskfeat")})
+    found = proof.run(tmp_path / "table", steps=3)["figures"]
+    said = capsys.readouterr().out.splitlines()
+    for method in proof.OWN:
+        line = next(line for line in said if line.startswith(f"{method} "))
+        pairs = [(found[method]["random encoder"][protocol], found[method]["trained encoder"][protocol]) for protocol in ("knn", "linear")]
+        assert all(f"{row['top1']:.1f}  (" in line for pair in pairs for row in pair)
+        assert line.endswith("yes") == any(trained["interval"][0] > random["interval"][1] for random, trained in pairs)
+    before = {method: (tmp_path / "table" / method / "encoder.safetensors").stat().st_mtime_ns for method in proof.OWN}
+    proof.run(tmp_path / "table", steps=3)
+    assert before == {method: (tmp_path / "table" / method / "encoder.safetensors").stat().st_mtime_ns for method in proof.OWN}
+    (tmp_path / "table" / "holiday.jpg").touch()
+    with pytest.raises(Refused, match="holds holiday"):
+        proof.run(tmp_path / "table", steps=3)

@@ -57,20 +57,22 @@ class Again:
 class Quickstart:
     """The embedded default."""
 
-    out: str = "unmask-quickstart"  # the folder to make; with the same one again it goes on where it stopped
+    out: str | None = None  # the folder to make, unmask-quickstart or unmask-proof; with the same one again it goes on where it stopped
     seed: int = 0  # of the crops and of everything else random
-    steps: int = 400  # length of the run in optimiser steps
+    steps: int = 400  # length of a run in optimiser steps
+    proof: bool = False  # instead, pre-train several methods one after another and show which of them learn (about half an hour)
 
     def __post_init__(self):
         within(self, "seed", 0)
         within(self, "steps", 1)
 
 
-def quickstart(**settings: Any) -> Any:
-    """The embedded default."""
+def quickstart(proof: bool = False, out: str | None = None, **settings: Any) -> Any:
+    """The embedded default, or the smallest table of proof."""
+    from unmask import proof as table
     from unmask import quickstart as embedded
 
-    return embedded.run(**settings)
+    return table.run(out or "unmask-proof", **settings) if proof else embedded.run(out or "unmask-quickstart", **settings)
 
 
 def describe(name: str) -> str:

@@ -13,7 +13,7 @@ import os
 import shlex
 import shutil
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,13 @@ SETTINGS: Mapping[str, Any] = {  # of a few that were tried by hand, what learne
     "heads": 4,
     "patch_size": 4,
     "img_size": (32, 32),
-    "method.decoder_width": 64,
-    "method.decoder_depth": 1,
-    "method.decoder_heads": 4,
-    "method.mask_ratio": 0.75,
     "batch_size": 256,
     "lr": 2e-3,
-    "steps": 400,
     "monitor_every": 100,  # each look costs as much as ten steps
     "compile": "no",
 }
+STEPS = 400
+MAE: Mapping[str, Any] = {"method.decoder_width": 64, "method.decoder_depth": 1, "method.decoder_heads": 4, "method.mask_ratio": 0.75}
 PARTS = ("photographs", "run", "timm", "reconstruction.png", "attention.png")  # what the folder holds
 
 Figures = dict[str, dict[str, Any]]  # protocol -> the row that evaluate gives
@@ -54,12 +51,12 @@ def run(out: str | Path = "unmask-quickstart", seed: int = 0, steps: int | None 
 
     `steps`: another length than the 400 steps of the default, for a quick look or a longer try.
     """
-    out, steps = Path(out), steps or SETTINGS["steps"]
-    _refuse(out, seed, steps)
+    out, steps = Path(out), steps or STEPS
+    refuse(out, seed, steps, PARTS, "run")
     print(f"MAE on {len(PHOTOGRAPHS)} photographs, nothing to download: three to four minutes on two free cores. Everything goes to {out}/\n")
-    train, val = _photographs(out / "photographs", seed)
-    _pretrain(out / "run", train, seed, steps)
-    figures = _measure(out / "run", train, val, seed)
+    train, val = photographs(out / "photographs", seed)
+    pretrain(out / "run", train, seed, steps)
+    figures = {"pixel mean and std": pixels(train, val, seed)} | measure(out / "run", train, val, seed)
     few = [str(sorted((val / Path(name).stem).glob("*.png"))[0]) for name in PHOTOGRAPHS[:8]]
     _say("reconstruct", out / "run", "CROPS…", "--out", out / "reconstruction.png")
     api.reconstruct(out / "run", few, out=str(out / "reconstruction.png"), seed=seed)
@@ -74,13 +71,12 @@ def run(out: str | Path = "unmask-quickstart", seed: int = 0, steps: int | None 
     return {"loss": losses, "figures": figures, "export": exported["difference"], "out": str(out)}
 
 
-def _refuse(out: Path, seed: int, steps: int) -> None:
-    """Refuse a folder of somebody else's, and one of another seed or length."""
-    if out.is_file() or (out.is_dir() and (others := sorted({entry.name for entry in out.iterdir()} - {*PARTS, ".photographs"}))):
+def refuse(out: Path, seed: int, steps: int, parts: Collection[str], *runs: str) -> None:
+    """Refuse a folder of somebody else's (it may hold `parts`), and one whose runs have another seed or length."""
+    if out.is_file() or (out.is_dir() and (others := sorted({entry.name for entry in out.iterdir()} - {*parts, ".photographs"}))):
         held = f"holds {others[0]}" if out.is_dir() else "is a file"
         raise Refused(f"--out {out} {held}, which is not the quickstart's: choose another folder")
-    config = out / "run" / "config.yaml"
-    if config.is_file():
+    for config in (out / run / "config.yaml" for run in runs if (out / run / "config.yaml").is_file()):
         from unmask.options import load
 
         before = load(config)
@@ -89,7 +85,7 @@ def _refuse(out: Path, seed: int, steps: int) -> None:
                 raise Refused(f"--out {out} holds a quickstart with {name} {before.get(name)}, not {value}: choose another folder")
 
 
-def _photographs(folder: Path, seed: int) -> tuple[Path, Path]:
+def photographs(folder: Path, seed: int) -> tuple[Path, Path]:
     """The folders `train` and `val` of crops, a folder for each photograph. Both are functions of the seed; complete or absent."""
     if not folder.is_dir():
         hidden = folder.with_name(".photographs")
@@ -129,23 +125,24 @@ def _cut(files: list[Path], folder: Path, seed: int) -> None:
                 photograph.crop((x, y, x + SIDE, y + SIDE)).save(place / f"{file.stem}-{i:03d}.png", compress_level=1)
 
 
-def _pretrain(run: Path, train: Path, seed: int, steps: int) -> None:
-    """Train, or go on with training; a finished run stays as it is."""
-    words = [word for name, value in SETTINGS.items() if name != "steps" for word in (f"--{name}", *_words(value))]
+def pretrain(run: Path, train: Path, seed: int, steps: int, method: str = "mae", own: Mapping[str, Any] = MAE) -> None:
+    """Train, or go on with training; a finished run stays as it is. `own`: the method's settings above those of all."""
+    settings = {**SETTINGS, **own}
+    words = [word for name, value in settings.items() for word in (f"--{name}", *_words(value))]
     try:
         if (run / "config.yaml").is_file():
             _say("resume", run)
             api.resume(run)
         else:
-            _say("pretrain", "mae", train, "--out", run, *words, "--steps", steps, "--seed", seed)
-            api.pretrain("mae", train, run, **{**SETTINGS, "steps": steps, "seed": seed})
+            _say("pretrain", method, train, "--out", run, *words, "--steps", steps, "--seed", seed)
+            api.pretrain(method, train, run, **settings, steps=steps, seed=seed)
     except Interrupted as stop:
         raise Interrupted(f"{stop}; the same `unmask quickstart` again goes on and shows the rest") from None
 
 
-def _measure(run: Path, train: Path, val: Path, seed: int) -> dict[str, Figures]:
-    """kNN and linear probe of pixel statistics, of the random encoder and of the trained one, on the same crops."""
-    figures: dict[str, Figures] = {"pixel mean and std": _pixels(train, val, seed), "random encoder": {}, "trained encoder": {}}
+def measure(run: Path, train: Path, val: Path, seed: int) -> dict[str, Figures]:
+    """kNN and linear probe of the random encoder and of the trained one, on the same crops."""
+    figures: dict[str, Figures] = {"random encoder": {}, "trained encoder": {}}
     for who, more in (("random encoder", ["--random"]), ("trained encoder", [])):
         for protocol in ("knn", "linear"):
             _say("evaluate", protocol, run, train, "--val", val, "--seed", seed, *more)
@@ -153,7 +150,7 @@ def _measure(run: Path, train: Path, val: Path, seed: int) -> dict[str, Figures]
     return figures
 
 
-def _pixels(train: Path, val: Path, seed: int) -> Figures:
+def pixels(train: Path, val: Path, seed: int) -> Figures:
     """What mean and standard deviation of each channel reach, standardised, under the same two protocols."""
     from dataclasses import replace
 
@@ -209,7 +206,7 @@ def _summary(losses: dict[str, float], figures: dict[str, Figures], out: Path) -
         f"{'':21}{'kNN':<22}linear probe",
     ]
     for who, rows in figures.items():
-        lines.append(f"{who:<20}{''.join(_cell(rows[protocol]).ljust(22) for protocol in ('knn', 'linear'))}".rstrip())
+        lines.append(f"{who:<20}{''.join(cell(rows[protocol]).ljust(22) for protocol in ('knn', 'linear'))}".rstrip())
     lines += ["", *_verdict(figures)]
     lines += ["Crops of one photograph overlap and this is one seed, so the true uncertainty is larger than the intervals.", ""]
     kept = {out / "run" / "report.html": "curves, pictures, figures", out / "reconstruction.png": "original, masked, prediction, error"}
@@ -234,7 +231,7 @@ def _verdict(figures: dict[str, Figures]) -> list[str]:
     return said
 
 
-def _cell(row: Mapping[str, Any]) -> str:
+def cell(row: Mapping[str, Any]) -> str:
     low, high = row["interval"]
     return f"{row['top1']:5.1f}  ({low:.1f} to {high:.1f})"
 
