@@ -44,12 +44,13 @@ class IJEPA:
     momentum: float = 0.996  # of the teacher, a step, at the start of the run
     momentum_end: float = 1.0  # and at its end
     decoder_width: int | None = None  # paper: 384; not given: that, or half of the encoder's width
+    init_std: float = 0.02  # of the first weights; in networks much narrower than ViT-B all pictures then look alike to the first teacher: .06 at width 96
     decoder_depth: int | None = None  # paper: 12 blocks for ViT-L and ViT-H, 6 for ViT-B; not given: these, and no more than the encoder has
 
     def __post_init__(self):
         within(self, "targets decoder_width decoder_depth", 1)
         within(self, "target_scale context_scale", 0, 1, above=True)
-        within(self, "target_aspect", 0, above=True)
+        within(self, "target_aspect init_std", 0, above=True)
         within(self, "momentum momentum_end", 0, 1)
 
     def build(
@@ -70,8 +71,8 @@ class IJEPA:
         depth = self.decoder_depth or min(12 if encoder.width >= 1024 else 6, len(blocks))
         grid = tuple(side // patch for side, patch in zip(encoder.img_size, encoder.patch))
         decoder = EachTarget(Transformer(encoder.width, encoder.width, grid, width, depth, heads, mlp_ratio), self.targets)
-        start(encoder)
-        start(decoder)
+        start(encoder, self.init_std)
+        start(decoder, self.init_std)
         fix_places(encoder.trunk)
         teacher = Teacher(adapted(copy.deepcopy(encoder.trunk)), last_layer, Momentum(self.momentum, self.momentum_end))
         masking = MultiBlock(targets=self.targets, scale=self.target_scale, aspect=self.target_aspect, context=self.context_scale)
@@ -93,11 +94,11 @@ class EachTarget(Decoder):
         return torch.cat(answers.chunk(self.targets), dim=1)  # (B, T·m, D)
 
 
-def start(module: nn.Module) -> None:
-    """Weights normal .02, biases 0, norms 1 and 0, in encoder and predictor alike (helper.py, init_model)."""
+def start(module: nn.Module, std: float) -> None:
+    """Weights and tokens normal, biases 0, norms 1 and 0, in encoder and predictor alike (helper.py, init_model)."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.trunc_normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.LayerNorm) and layer.elementwise_affine:
@@ -106,4 +107,4 @@ def start(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
     for name, token in module.named_parameters():
         if name.rpartition(".")[2] in ("mask_token", "cls_token", "pos_embed"):
-            nn.init.trunc_normal_(token, std=0.02)
+            nn.init.trunc_normal_(token, std=std)
