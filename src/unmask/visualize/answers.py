@@ -8,7 +8,8 @@ features, as the target tells them, are nearest to the predicted ones. Beside it
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,60 @@ def grid(learner: nn.Module, x: Tensor, names: Sequence[str], **words: Any) -> I
         return reconstruction.grid(learner, x, names, **words)  # where nothing can be drawn, this says so
     assert isinstance(learner, MaskedModel)
     words.pop("statistics", None)
-    draw: Any = _strokes if isinstance(part[1], HOG) else _coded if isinstance(part[1], Codes) else _nearest
-    return draw(learner, *part, x, names, **words)
+    return _sheet(learner, *part, x, names, **words)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was asked of some pictures, and what was said."""
+
+    learner: MaskedModel
+    target: Target
+    x: Tensor  # (B, C, H, W), normalised
+    mask: Mask
+    prediction: Tensor  # (B, M, …)
+    truth: Tensor  # (B, N, …)
+
+    def mean(self, of_rows: Tensor) -> Tensor:
+        """The mean of (B, M) numbers over the places that count, one a picture."""
+        weight = torch.ones_like(of_rows) if self.mask.weight is None else (self.mask.weight > 0).float()
+        return (of_rows * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What stands to the right of the original and the masked picture: columns with their heads, a figure for each row, and what both mean."""
+
+    columns: Sequence[Sequence[Image.Image]]
+    heads: Sequence[str]
+    figures: Sequence[str]
+    legend: Sequence[str]
+    title: str = "What the network says about hidden places"
+
+
+def _sheet(
+    learner: MaskedModel,
+    name: str,
+    target: Target,
+    x: Tensor,
+    names: Sequence[str],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    seed: int = 0,
+    bands: Sequence[int] | None = None,
+    title: str = "",
+    out: Path | str | None = None,
+) -> Image.Image:
+    """The sheet of an answer, drawn as its target wants."""
+    colours, answer = Colours.of(x, mean, std, bands), answered(learner, name, target, x, seed)
+    draw: Callable[[Answer, Colours], Drawing] = _strokes if isinstance(target, HOG) else _coded if isinstance(target, Codes) else _nearest
+    drawing, (seen, _) = draw(answer, colours), maps_of(answer.mask, learner.encoder.patch)
+    rows = [
+        Row([original, cover(original, looked), *panels], f"{short_name(word)}   {figure}", name=short_name(word))
+        for original, looked, word, figure, *panels in zip(colours.images(x), seen, names, drawing.figures, *drawing.columns)
+    ]
+    heads = ["original" + colours.label, f"masked ({float(answer.mask.map.float().mean()):.0%} hidden)", *drawing.heads]
+    return save(sheet(rows, heads, title or drawing.title, [*drawing.legend, *([colours.note] if colours.note else [])]), out)
 
 
 def predicted(learner: nn.Module) -> tuple[str, Target] | None:
@@ -52,14 +105,14 @@ def predicted(learner: nn.Module) -> tuple[str, Target] | None:
 
 
 @torch.no_grad()
-def answered(learner: MaskedModel, name: str, target: Target, x: Tensor, seed: int) -> tuple[Mask, Tensor, Tensor]:
-    """A mask, the predictions (B, M, …), and the truth of all patches (B, N, …) of some pictures."""
+def answered(learner: MaskedModel, name: str, target: Target, x: Tensor, seed: int) -> Answer:
+    """What a network says about a mask of some pictures."""
     x = x.to(next(learner.parameters()).device, torch.float32)
     training = learner.training
     learner.eval()
     try:
         mask = reconstruction.draw_mask(learner, x, seed)
-        return mask, learner.predict(x, mask, name)["prediction"].float(), target(x)
+        return Answer(learner, target, x, mask, learner.predict(x, mask, name)["prediction"].float(), target(x))
     finally:
         learner.train(training)
 
@@ -74,93 +127,56 @@ def maps_of(mask: Mask, patch: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return both[0], both[1]
 
 
-def _strokes(
-    learner: MaskedModel,
-    name: str,
-    target: HOG,
-    x: Tensor,
-    names: Sequence[str],
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    seed: int = 0,
-    bands: Sequence[int] | None = None,
-    title: str = "",
-    out: Path | str | None = None,
-) -> Image.Image:
+def _strokes(answer: Answer, colours: Colours) -> Drawing:
     """Histograms of gradients as strokes along the edges: true ones where the network looked, its own where it did not."""
-    colours = Colours.of(x, mean, std, bands)
-    mask, prediction, truth = answered(learner, name, target, x, seed)
-    seen, _ = maps_of(mask, target.patch)
-    told = mask.join(mask.visible(truth), prediction)  # (B, N, values)
-    hidden = mask.map.unsqueeze(-1)
-    told = torch.where(hidden, told, truth)
-    loss = mask.masked(truth).sub(prediction).square().mean(-1)  # (B, M)
-    weight = torch.ones_like(loss) if mask.weight is None else (mask.weight > 0).float()
-    errors = (loss * weight).sum(1) / weight.sum(1).clamp(min=1)
-    rows = []
-    for i, (picture, word) in enumerate(zip(colours.images(x), names)):
-        drawn = [glyphs(values[i], target, mask.grid, x.shape[1], known) for values, known in ((told, None), (told, ~hidden[i, :, 0]), (truth, None))]
-        rows.append(Row([picture, cover(picture, seen[i]), *drawn], f"{short_name(word)}   squared error {errors[i]:.4f}", name=short_name(word)))
-    share = float(mask.map.float().mean())
-    header = ["original" + colours.label, f"masked ({share:.0%} hidden)", "prediction, in its surroundings", "what was seen", "true edges"]
+    mask, truth, target = answer.mask, answer.truth, answer.target
+    assert isinstance(target, HOG)
+    hidden = mask.map  # (B, N)
+    told = torch.where(hidden.unsqueeze(-1), mask.join(mask.visible(truth), answer.prediction), truth)  # (B, N, values)
+    errors = answer.mean(_mse(answer.prediction, mask.masked(truth)))
+    columns = [
+        [glyphs(one, target, mask.grid, answer.x.shape[1], None if known is None else known[i]) for i, one in enumerate(values)]
+        for values, known in ((told, None), (told, ~hidden), (truth, None))
+    ]
     legend = [
         f"Each square of strokes is one cell of {target.cell}x{target.cell} pixels: its histogram over {target.bins} directions, mean of the channels; strokes lie along "
         "the edges, the brighter the stronger. Where the network looked, the true ones are drawn.",
         f"Squared error: mean over the numbers of hidden patches; of the best answer that is the same everywhere {float(target.baseline(mask.masked(truth), _mse)):.4f}.",
-        *([colours.note] if colours.note else []),
     ]
-    return save(sheet(rows, header, title or "What the network says about hidden edges", legend), out)
+    figures = [f"squared error {error:.4f}" for error in errors.tolist()]
+    return Drawing(columns, ["prediction, in its surroundings", "what was seen", "true edges"], figures, legend, "What the network says about hidden edges")
 
 
 def _mse(prediction: Tensor, truth: Tensor) -> Tensor:
     return F.mse_loss(prediction, truth, reduction="none").mean(-1)
 
 
-def _coded(
-    learner: MaskedModel,
-    name: str,
-    target: Codes,
-    x: Tensor,
-    names: Sequence[str],
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    seed: int = 0,
-    bands: Sequence[int] | None = None,
-    title: str = "",
-    out: Path | str | None = None,
-) -> Image.Image:
+def _coded(answer: Answer, colours: Colours) -> Drawing:
     """Codes as the pictures that their tokenizer paints from them: with the likeliest codes in hidden places, and with the true ones.
 
     Where nothing can be painted, hidden places show patches whose code fits best.
     """
-    mask, prediction, truth = answered(learner, name, target, x, seed)
-    colours, (seen, _) = Colours.of(x, mean, std, bands), maps_of(mask, target.patch)
-    said = prediction.argmax(-1)  # (B, M)
+    mask, truth, target = answer.mask, answer.truth, answer.target
+    assert isinstance(target, Codes)
+    said = answer.prediction.argmax(-1)  # (B, M)
     told = torch.where(mask.map, mask.join(torch.zeros_like(mask.visible_ids), said), truth)
     pictures = [target.pictures(codes, mask.grid) for codes in (told, truth)]
     if pictures[0] is None:
-        patches, every = patchify(x.float().cpu(), target.patch), truth.flatten()  # codes of all patches (B·N,)
-        fits = (prediction, mask.masked(target.fits(x.to(prediction.device))))  # (B, M, K)
+        patches, every = patchify(answer.x.cpu(), target.patch), truth.flatten()  # codes of all patches (B·N,)
+        fits = (answer.prediction, mask.masked(target.fits(answer.x)))  # (B, M, K)
         pictures = [unpatchify(_filled(mask, patches, [rows[:, every] for rows in fit]), mask.grid, target.patch) for fit in fits]
-        how, header = "shown is the patch, of these pictures but not hidden in the same one, whose code fits best", ("prediction, as patches", "truth, as patches")
+        how, heads = "shown is the patch, of these pictures but not hidden in the same one, whose code fits best", ("prediction, as patches", "truth, as patches")
     else:
-        how, header = "the tokenizer paints pictures from codes; where the network looked, the true ones are taken", ("prediction, painted from codes", "truth, painted from codes")
-    drawn = [colours.images(some.cpu()) for some in pictures if some is not None]
-    weight = torch.ones(said.shape, device=said.device) if mask.weight is None else (mask.weight > 0).float()
-    right = ((said == mask.masked(truth)) * weight).sum(1) / weight.sum(1).clamp(min=1)
-    rows = []
-    for i, (picture, word) in enumerate(zip(colours.images(x), names)):
-        panels = [picture, cover(picture, seen[i]), *(pictures[i] for pictures in drawn)]
-        rows.append(Row(panels, f"{short_name(word)}   {right[i]:.1%} of the codes named", name=short_name(word)))
-    share, count = float(mask.map.float().mean()), target.tokenizer.vocabulary
-    heads = ["original" + colours.label, f"masked ({share:.0%} hidden)", *header]
+        how, heads = "the tokenizer paints pictures from codes; where the network looked, the true ones are taken", ("prediction, painted from codes", "truth, painted from codes")
+    right = answer.mean((said == mask.masked(truth)).float())
     legend = [
-        (reconstruction.BACK if learner.encoder.hides == "causal" else "")
-        + f"The network predicts one of {count:,} codes for each hidden place; {how}. On the right all codes are true: no prediction can look better than that.",
+        (reconstruction.BACK if answer.learner.encoder.hides == "causal" else "")
+        + f"The network predicts one of {target.tokenizer.vocabulary:,} codes for each hidden place; {how}. "
+        + "On the right all codes are true: no prediction can look better than that.",
         "Few codes are named right even by a good network, since many words say nearly the same.",
-        *([colours.note] if colours.note else []),
     ]
-    return save(sheet(rows, heads, title or "What the network says about hidden places", legend), out)
+    figures = [f"{share:.1%} of the codes named" for share in right.tolist()]
+    return Drawing([colours.images(some.cpu()) for some in pictures if some is not None], heads, figures, legend)
 
 
 def painted(
@@ -223,47 +239,26 @@ def glyphs(values: Tensor, target: HOG, grid: tuple[int, ...], in_chans: int, kn
     return canvas.resize((columns * stroke, rows * stroke), Image.Resampling.LANCZOS)
 
 
-def _nearest(
-    learner: MaskedModel,
-    name: str,
-    target: Target,
-    x: Tensor,
-    names: Sequence[str],
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    seed: int = 0,
-    bands: Sequence[int] | None = None,
-    title: str = "",
-    out: Path | str | None = None,
-) -> Image.Image:
+def _nearest(answer: Answer, colours: Colours) -> Drawing:
     """Hidden places filled with the patches whose features are nearest to the predicted, and to the true ones."""
-    mask, prediction, truth = answered(learner, name, target, x, seed)
+    mask, truth, prediction, patch = answer.mask, answer.truth, answer.prediction, answer.learner.encoder.patch
     if prediction.dim() != 3 or prediction.shape[-1] != truth.shape[-1]:
         raise Refused("reconstruct draws predicted pixels, edges and features; what this network predicts has no picture")
-    colours, patch = Colours.of(x, mean, std, bands), learner.encoder.patch
     seen, hidden = maps_of(mask, patch)
-    patches, wanted = patchify(x.float().cpu(), patch), mask.masked(truth)
+    patches, wanted = patchify(answer.x.cpu(), patch), mask.masked(truth)
     middle = truth.flatten(0, 1).mean(0)
     gallery = F.normalize((truth - middle).flatten(0, 1), dim=-1)  # (B·N, D)
     filled = [_filled(mask, patches, list(F.normalize(said - middle, dim=-1) @ gallery.T)) for said in (prediction, wanted)]
-    weight = torch.ones(wanted.shape[:2], device=wanted.device) if mask.weight is None else (mask.weight > 0).float()
-    alike = (F.cosine_similarity(prediction - middle, wanted - middle, dim=-1) * weight).sum(1) / weight.sum(1).clamp(min=1)  # (B,)
-    originals, rows = colours.images(x), []
-    drawn = [colours.images(unpatchify(values, mask.grid, patch)) for values in filled]
-    for i, word in enumerate(names):
-        known = seen[i] | hidden[i]
-        panels = [originals[i], cover(originals[i], seen[i]), *(cover(pictures[i], known) for pictures in drawn)]
-        rows.append(Row(panels, f"{short_name(word)}   likeness {alike[i]:.2f}", name=short_name(word)))
-    share = float(mask.map.float().mean())
+    alike = answer.mean(F.cosine_similarity(prediction - middle, wanted - middle, dim=-1))  # (B,)
+    columns = [[cover(picture, known) for picture, known in zip(colours.images(unpatchify(values, mask.grid, patch)), seen | hidden)] for values in filled]
     apart = " Grey that stays grey was neither looked at nor asked about." if bool((~(seen | hidden)).any()) else ""
-    header = ["original" + colours.label, f"masked ({share:.0%} hidden)", "prediction, as the nearest patches", "truth, as the nearest patches"]
     legend = [
-        f"The network predicts features of {truth.shape[-1]} numbers, which have no picture. Each hidden place shows, of all patches of these {len(x)} pictures but those hidden "
+        f"The network predicts features of {truth.shape[-1]} numbers, which have no picture. Each hidden place shows, of all patches of these {len(patches)} pictures but those hidden "
         "in the same one, the patch whose features are nearest (cosine, the mean taken off); on the right nearest to the true features." + apart,
         "Likeness: mean cosine of predicted and true features in hidden places, the mean of all patches taken off: 0 is an answer that is the same everywhere, 1 is right.",
-        *([colours.note] if colours.note else []),
     ]
-    return save(sheet(rows, header, title or "What the network says about hidden places", legend), out)
+    figures = [f"likeness {likeness:.2f}" for likeness in alike.tolist()]
+    return Drawing(columns, ["prediction, as the nearest patches", "truth, as the nearest patches"], figures, legend)
 
 
 def _filled(mask: Mask, patches: Tensor, alike: Sequence[Tensor]) -> Tensor:
