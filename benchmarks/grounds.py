@@ -45,6 +45,7 @@ OWN: dict[str, dict[str, Any]] = {  # on a CPU's networks: what a method's parts
     "bootmae": {"method.decoder_width": 64, "method.decoder_depth": 1},
     "pixio": {"method.decoder_width": 64, "method.decoder_depth": 2},
     "crossmae": {"method.decoder_width": 64, "method.decoder_depth": 2},
+    "milan": {"method.decoder_width": 64, "method.decoder_depth": 1},
     "cae": {"method.regressor": 2, "method.decoder": 1},
 }
 VOCABULARIES: dict[str, dict[str, Any]] = {  # on a CPU: how small tokenizers are
@@ -53,12 +54,13 @@ VOCABULARIES: dict[str, dict[str, Any]] = {  # on a CPU: how small tokenizers ar
 }
 NEEDS: dict[str, tuple[str, str]] = {  # what a method learns from, trained before it on the same pictures: its setting, and whose run
     "eva": ("method.teacher", "mae"),
+    "milan": ("method.teacher", "mae"),
     "beit": ("method.tokenizer", "dvae"),
     "cae": ("method.tokenizer", "dvae"),
     "beit2": ("method.tokenizer", "vqkd"),
     "vqkd": ("teacher", "mae"),
 }
-WORTH = ("mae", "simmim", "ijepa", "beit", "maskfeat", "data2vec", "crossmae", "beit2", "eva", "data2vec2", "bootmae", "cae", "pixio", "aim", "dae", "igpt")
+WORTH = ("mae", "simmim", "ijepa", "beit", "maskfeat", "data2vec", "crossmae", "beit2", "eva", "milan", "data2vec2", "bootmae", "cae", "pixio", "aim", "dae", "igpt")
 JUDGED = {"small": (10_000, 5_000)}  # pictures that teach and judge, where a budget does not take all
 FEW = 5  # pictures of a class in a dry run
 

@@ -307,4 +307,25 @@ class Prefix(Masking):
         return Mask(places[:, :1], places[:, 1:], grid, (places[:, 1:] >= length).float())
 
 
-STRATEGIES: dict[str, type[Masking]] = {"random": Random, "block": Block, "inverse_block": InverseBlock, "multi_block": MultiBlock, "grid": Grid, "prefix": Prefix}
+class Attended(Masking):
+    """What a teacher looks at is what stays visible: patches are drawn one after the other, each with a chance that is its share of the attention
+    (MILAN, section 3.3 and models_milan.py, attention_masking).
+
+    `scores` (B, N): attention, at any scale; not given: the same everywhere, which is random masking. Drawing without putting back is a race of
+    exponential clocks, each as fast as its share (Efraimidis and Spirakis 2006): the first to ring stay.
+    """
+
+    def draws(self, grid):
+        return math.prod(grid)
+
+    def __call__(self, grid, noise, scores=None):
+        clocks = -torch.log1p(-noise)  # (B, N) exponential
+        if scores is not None:
+            clocks = clocks / scores.clamp(min=torch.finfo(torch.float32).tiny)
+        return highest(clocks, self.keep(noise.shape[1]), grid)
+
+
+STRATEGIES: dict[str, type[Masking]] = {
+    "random": Random, "block": Block, "inverse_block": InverseBlock, "multi_block": MultiBlock, "grid": Grid, "prefix": Prefix,
+    "attention": Attended,
+}

@@ -195,7 +195,8 @@ class MaskedModel(Learner):
     """An encoder that sees what the mask shows, and objectives on its features.
 
     `views`: how many views of a sample the encoder's input holds, view-major (2 for iBOT's global crops); `masks`: how
-    many masks a view (data2vec 2.0). Row (v·B + b)·K + k of a mask is the k-th of view v of sample b.
+    many masks a view (data2vec 2.0). Row (v·B + b)·K + k of a mask is the k-th of view v of sample b. `scores`: what a strategy wants to
+    know of each patch of the pictures (B, N), where it is guided; then a row of a mask depends on its own picture and noise only.
     """
 
     def __init__(
@@ -207,9 +208,10 @@ class MaskedModel(Learner):
         masks: int = 1,
         undecayed: tuple[str, ...] = (),
         pooling: Literal["cls", "avg"] = "cls",
+        scores: Callable[[Tensor], Tensor] | None = None,
     ):
         super().__init__()
-        self.encoder, self.masking = encoder, masking
+        self.encoder, self.masking, self.scores = encoder, masking, scores
         self.objectives = nn.ModuleDict(objectives)
         self.views, self.masks, self.undecayed, self.pooling = views, masks, undecayed, pooling
 
@@ -232,11 +234,14 @@ class MaskedModel(Learner):
         if noise.shape[1] != self.draws(x):
             raise ValueError(f"noise of {noise.shape[1]} numbers a sample where {self.draws(x)} are wanted")
         noise = noise.reshape(samples, self.views, self.masks, -1).transpose(0, 1).flatten(0, 2)  # (views·samples·masks, draws)
+        own = None
+        if rows is not None:
+            own = torch.arange(len(noise), device=noise.device).reshape(self.views, samples, self.masks)[:, rows].flatten()
+        if self.scores is not None:
+            scores = self.scores(seen).repeat_interleave(self.masks, 0)  # (views·b·masks, N)
+            return self.masking(self.encoder.grid(seen), noise if own is None else noise[own], scores)
         mask = self.masking(self.encoder.grid(seen), noise)
-        if rows is None:
-            return mask
-        places = torch.arange(len(noise), device=noise.device).reshape(self.views, samples, self.masks)
-        return mask.rows(places[:, rows].flatten())
+        return mask if own is None else mask.rows(own)
 
     def forward(self, x, noise=None, mask=None, rows=None):
         if mask is None:

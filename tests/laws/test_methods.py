@@ -23,6 +23,7 @@ from unmask.methods.igpt import IGPT
 from unmask.methods.ijepa import IJEPA
 from unmask.methods.mae import MAE
 from unmask.methods.maskfeat import MaskFeat
+from unmask.methods.milan import MILAN
 from unmask.methods.pixio import Pixio
 from unmask.methods.simmim import SimMIM
 from unmask.testing import (
@@ -56,6 +57,7 @@ METHODS = {  # the method, its patch, views a sample, local views a sample
     "igpt": (IGPT(), 4, 1, 0),
     "dae": (DAE(), 8, 1, 0),
     "cae": (CAE(regressor=2, decoder=1, drop_path=0), 8, 1, 0),
+    "milan": (MILAN(teacher="random:vit_tiny_patch16_224"), 8, 1, 0),
     "ibot": (sketches.IBOT(), 4, 2, 3),
     "data2vec2": (Data2Vec2(masks=3, decoder_noise=0), 8, 1, 0),
     "simclr": (sketches.SimCLR(), 8, 2, 0),

@@ -5,8 +5,12 @@ import torch
 from PIL import Image
 
 from unmask.errors import Refused
-from unmask.masking import STRATEGIES, Random
+from unmask.masking import STRATEGIES, Attended, Random
+from unmask.methods import METHODS
+from unmask.methods.statement import known
 from unmask.visualize import masks
+
+HIDES_NOTHING = ("nothing", "none", "–")  # how the masking column of a method's row begins then
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -14,6 +18,28 @@ def test_every_strategy_draws(name, tmp_path):
     drawn = masks.show(name, draws=50, out=tmp_path / "deep" / "mask.png")
     assert min(drawn.size) >= 100
     assert Image.open(tmp_path / "deep" / "mask.png").size == drawn.size
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_every_method_hides_is_drawn(name, tmp_path):
+    """Or, of a method that hides nothing (its row says so), refused."""
+    if known(name).row[1].startswith(HIDES_NOTHING):
+        with pytest.raises(Refused, match="hides no patches"):
+            masks.show(name)
+    else:
+        assert min(masks.show(name, draws=20, out=tmp_path / "mask.png").size) >= 100
+
+
+def test_a_teacher_guides_the_mask():
+    """What it looks at stays visible more often; without one a stand-in is drawn and called that."""
+    picture = Image.effect_noise((64, 64), 60).convert("RGB")
+    scores = masks.attention("random:vit_tiny_patch16_224", picture, (4, 4))
+    assert scores.shape == (16,) and 0 < scores.sum() <= 1
+    assert masks.show("milan", grid=(4, 4), scores=scores, draws=10).tobytes() != masks.show("milan", grid=(4, 4), draws=10).tobytes()
+    often = Attended(0.5)((4, 4), torch.rand(4000, 16), masks.middle((4, 4)).expand(4000, -1)).map.float().mean(0).reshape(4, 4)
+    assert often[1:3, 1:3].max() < often[[0, 0, -1, -1], [0, -1, 0, -1]].min()
+    with pytest.raises(Refused, match="SwinTransformer has no attention"):
+        masks.attention("random:swin_tiny_patch4_window7_224", picture, (4, 4))
 
 
 def test_a_ratio_a_grid_and_a_picture_may_be_given():
@@ -27,7 +53,7 @@ def test_the_same_seed_draws_the_same_sheet():
     assert first == second != third
 
 
-@pytest.mark.parametrize(("name", "ratio", "said"), [("blok", None, "block"), ("zzz", None, "random, block"), ("random", 1.5, "mask_ratio")])
+@pytest.mark.parametrize(("name", "ratio", "said"), [("blok", None, "block"), ("zzz", None, "random, block"), ("random", 1.5, "mask_ratio"), ("aim", 0.5, "no ratio"), ("mae", 1.5, "mask_ratio"), ("bootmea", None, "bootmae")])
 def test_wrong_words_are_refused(name, ratio, said):
     with pytest.raises(Refused, match=said):
         masks.show(name, ratio=ratio)

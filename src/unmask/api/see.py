@@ -50,6 +50,7 @@ class ShowMask:
     mask_ratio: Ratio | None = None  # share of patches hidden; not given: the strategy's own
     grid: tuple[int, int] = (14, 14)  # patches down and across
     picture: str | None = None  # a picture under the masks
+    teacher: str | None = None  # ENCODER whose attention for that picture guides the mask, of strategies that are guided
     count: int = 8  # masks drawn
     seed: int = 0  # of the masks
     out: str = "show-mask.png"  # the picture to write
@@ -137,17 +138,22 @@ def show_encoder(kind: str, encoder: str | Path, images: Any, **settings: Any) -
 
 
 def show_mask(strategy: str, **settings: Any) -> Path:
-    """Draw a masking strategy and its law; the path of the picture."""
+    """Draw a masking strategy, or a method's, and its law; the path of the picture."""
     (asked,) = settings_of((ShowMask,), settings)
+    if asked.teacher is not None:
+        identify(asked.teacher)
+        if asked.picture is None:
+            raise Refused("--teacher looks at a picture: give --picture FILE, too")
     if asked.picture is not None and not Path(asked.picture).is_file():
         raise Refused(f"--picture: there is no file {asked.picture}")
     from PIL import Image
 
-    from unmask.visualize.masks import show
+    from unmask.visualize.masks import attention, show
 
     picture = Image.open(asked.picture) if asked.picture is not None else None
     ratio = str(asked.mask_ratio) if asked.mask_ratio is not None else None
-    show(strategy, ratio=ratio, grid=asked.grid, picture=picture, count=asked.count, seed=asked.seed, out=asked.out)
+    scores = attention(asked.teacher, picture, asked.grid) if asked.teacher is not None and picture is not None else None
+    show(strategy, ratio=ratio, grid=asked.grid, picture=picture, scores=scores, count=asked.count, seed=asked.seed, out=asked.out)
     return written(asked.out)
 
 

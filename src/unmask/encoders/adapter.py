@@ -50,6 +50,11 @@ class Adapter(nn.Module, ABC):
     def in_chans(self) -> int:
         return self.trunk.patch_embed.proj.in_channels
 
+    @property
+    def own_grid(self) -> tuple[int, int]:
+        """Rows and columns of the features of pictures of the size that it was built for."""
+        return self.img_size[0] // self.patch[0], self.img_size[1] // self.patch[1]
+
     def take(self, x: Tensor | dict[str, Tensor]) -> Tensor:
         """The pictures (B, C, H, W) that this encoder looks at."""
         return next(iter(x.values())) if isinstance(x, dict) else x

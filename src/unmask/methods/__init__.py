@@ -19,6 +19,7 @@ METHODS: dict[str, str] = {
     "igpt": "unmask/methods/igpt.py:IGPT",
     "dae": "unmask/methods/dae.py:DAE",
     "cae": "unmask/methods/cae.py:CAE",
+    "milan": "unmask/methods/milan.py:MILAN",
 }
 TOKENIZERS: dict[str, str] = {  # vocabularies that some methods predict, trained by the same loop
     "dvae": "unmask/methods/dvae.py:DVAE",

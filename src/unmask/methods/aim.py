@@ -42,6 +42,10 @@ class AIM:
     def __post_init__(self):
         within(self, "head_width head_depth", 1)
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> Prefix:
+        """Which patches are hidden."""
+        return Prefix()
+
     def build(
         self,
         model: str | nn.Module = "vit_base_patch16_224",
@@ -53,14 +57,14 @@ class AIM:
         """A fresh learner over a timm VisionTransformer or Eva; the paper's have neither class token nor biases in their blocks."""
         encoder = build(model, img_size, in_chans, patch_size, masked="causal", **sizes)
         large = encoder.width >= 768
-        grid = tuple(side // patch for side, patch in zip(encoder.img_size, encoder.patch))
+        grid = encoder.own_grid
         width, depth = self.head_width or (2048 if large else 2 * encoder.width), self.head_depth or (12 if large else 2)
         decoder = Perceptrons(encoder.width, patch_values(encoder.patch, encoder.in_chans), grid, width, depth)
         mae_init(encoder)
         mae_init(decoder)
         fix_places(encoder.trunk)
         predict = Predict(decoder, Pixels(encoder.patch, self.norm_pix), losses.mse)
-        return MaskedModel(encoder, Prefix(), {"pixels": predict}, pooling="avg")
+        return MaskedModel(encoder, self.strategy(grid, encoder.patch), {"pixels": predict}, pooling="avg")
 
 
 class Perceptrons(Decoder):

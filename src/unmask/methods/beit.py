@@ -41,6 +41,10 @@ class BEiT:
         object.__setattr__(self, "mask_ratio", Ratio.of(self.mask_ratio))
         within(self, "drop_path", 0, 1)
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> Block:
+        """Which patches are hidden."""
+        return Block(self.mask_ratio)
+
     def build(
         self,
         model: str | nn.Module = "beit_base_patch16_224",
@@ -57,4 +61,4 @@ class BEiT:
         cut_normal(decoder)
         drop_path(encoder, self.drop_path)
         predict = Predict(decoder, target, losses.cross_entropy)
-        return MaskedModel(encoder, Block(self.mask_ratio), {"codes": predict}, undecayed=("cls_token", "pos_embed"), pooling="avg")
+        return MaskedModel(encoder, self.strategy(encoder.own_grid, encoder.patch), {"codes": predict}, undecayed=("cls_token", "pos_embed"), pooling="avg")

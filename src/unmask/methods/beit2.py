@@ -53,6 +53,10 @@ class BEiT2:
         within(self, "early", 1)
         within(self, "aggregation", 0)
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> Block:
+        """Which patches are hidden."""
+        return Block(self.mask_ratio, exact=True)
+
     def build(
         self,
         model: str | nn.Module = "beit_base_patch16_224",
@@ -77,7 +81,7 @@ class BEiT2:
         if also is not None:
             also.drop_path([self.drop_path * (early + i) / max(depth - 1, 1) for i in range(self.aggregation)])
         predict = Predict(decoder, target, losses.cross_entropy, also)
-        masking = Block(self.mask_ratio, exact=True)
+        masking = self.strategy(encoder.own_grid, encoder.patch)
         return MaskedModel(encoder, masking, {"codes": predict}, undecayed=("cls_token", "pos_embed"), pooling="cls" if also else "avg")
 
 

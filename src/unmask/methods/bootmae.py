@@ -57,6 +57,10 @@ class BootMAE:
         within(self, "feature_weight", 0, above=True)
         within(self, "decoder_width decoder_depth", 1)
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> RolledBlocks:
+        """Which patches are hidden."""
+        return RolledBlocks(self.mask_ratio, self.blocks)
+
     def build(
         self,
         model: str | nn.Module = "vit_base_patch16_224",
@@ -71,7 +75,7 @@ class BootMAE:
         encoder = build(model, img_size, in_chans, patch_size, masked="drop", layers=(0,), **sizes)
         encoder.layers = layers or (0, len(encoder.trunk.blocks) // 2)  # the paper's 0 and 6 of 12
         heads = encoder.trunk.blocks[0].attn.num_heads
-        grid = tuple(side // patch for side, patch in zip(encoder.img_size, encoder.patch))
+        grid = encoder.own_grid
         narrow = self.decoder_width or default_size(encoder.width)[0]
         if narrow % 4 or encoder.width % 4 or narrow < heads:
             raise Refused(f"decoder_width {narrow} must be a multiple of 4, and at least the encoder's {heads} heads, which the decoders have too")
@@ -89,7 +93,7 @@ class BootMAE:
             "pixels": Predict(pixels, Pixels(encoder.patch, by_channel=True), losses.mse, weigh=weigh),
             "features": Growing(Predict(features, teacher, normed_mse, weigh=weigh), self.feature_weight),
         }
-        return MaskedModel(encoder, RolledBlocks(self.mask_ratio, self.blocks), parts, pooling="avg")
+        return MaskedModel(encoder, self.strategy(grid, encoder.patch), parts, pooling="avg")
 
 
 class RolledBlocks(Masking):

@@ -58,6 +58,10 @@ class CAE:
         within(self, "alignment", 0)
         within(self, "layer_scale", 0, above=True)
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> Block:
+        """Which patches are hidden."""
+        return Block(self.mask_ratio, exact=True, tries=TRIES, table=TRIES)
+
     def build(
         self,
         model: str | nn.Module = "deit3_base_patch16_224",
@@ -71,7 +75,7 @@ class CAE:
         target = Codes(open_tokenizer(self.tokenizer, encoder.in_chans, "cae"), encoder.patch, encoder.in_chans)
         first = encoder.trunk.blocks[0]
         size = Size(encoder.width, first.attn.num_heads, first.mlp.fc2.in_features, self.layer_scale)
-        grid = (encoder.img_size[0] // encoder.patch[0], encoder.img_size[1] // encoder.patch[1])
+        grid = encoder.own_grid
         regressor = Regressor(size, grid, self.regressor)
         decoder = Naming(size, grid, self.decoder, target.tokenizer.vocabulary)
         for part in (encoder, regressor, decoder):
@@ -83,7 +87,7 @@ class CAE:
         drop_path(encoder, self.drop_path)
         also = Alignment(adapted(encoder.trunk), self.alignment) if self.alignment else None
         predict = Predict(decoder, target, losses.cross_entropy, also, through=regressor)
-        masking = Block(self.mask_ratio, exact=True, tries=TRIES, table=TRIES)
+        masking = self.strategy(grid, encoder.patch)
         return MaskedModel(encoder, masking, {"codes": predict}, undecayed=("cls_token", "pos_embed"), pooling="cls")
 
 

@@ -48,6 +48,10 @@ class CrossMAE:
         within(self, "predicted", 0, 1, above=True)
         within(self, "decoder_width decoder_depth decoder_heads", 1)
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> Random:
+        """Which patches are hidden."""
+        return Random(self.mask_ratio, predicted=self.predicted)
+
     def build(
         self,
         model: str | nn.Module = "vit_base_patch16_224",
@@ -65,7 +69,7 @@ class CrossMAE:
         if width % heads:
             raise Refused(f"decoder_heads {heads} does not divide the decoder's width {width}: change it, or give decoder_width")
         blocks = self.decoder_depth or (12 if encoder.width >= 768 else 4)
-        grid = tuple(side // patch for side, patch in zip(encoder.img_size, encoder.patch))
+        grid = encoder.own_grid
         values = patch_values(encoder.patch, encoder.in_chans)
         seen = len(encoder.trunk.blocks) + self.use_input
         decoder = CrossAttention(encoder.width, values, grid, seen, width, blocks, heads, mlp_ratio)
@@ -74,4 +78,4 @@ class CrossMAE:
         fix_places(encoder.trunk)
         encoder.trunk.norm.requires_grad_(False)
         predict = Predict(decoder, Pixels(encoder.patch, self.norm_pix), losses.mse)
-        return MaskedModel(encoder, Random(self.mask_ratio, predicted=self.predicted), {"pixels": predict})
+        return MaskedModel(encoder, self.strategy(grid, encoder.patch), {"pixels": predict})

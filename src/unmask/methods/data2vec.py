@@ -48,6 +48,10 @@ class Data2Vec:
         within(self, "beta layer_scale", 0, above=True)
         within(self, "momentum drop_path attention_dropout", 0, 1)
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> Block:
+        """Which patches are hidden."""
+        return Block(self.mask_ratio)
+
     def build(
         self,
         model: str | nn.Module = "beit_base_patch16_224",
@@ -68,4 +72,4 @@ class Data2Vec:
         drop_path(encoder, self.drop_path)
         attention_dropout(encoder, self.attention_dropout)
         predict = Predict(decoder, teacher, partial(losses.smooth_l1, beta=self.beta))
-        return MaskedModel(encoder, Block(self.mask_ratio), {"features": predict}, undecayed=("cls_token", "pos_embed"), pooling="avg")
+        return MaskedModel(encoder, self.strategy(encoder.own_grid, encoder.patch), {"features": predict}, undecayed=("cls_token", "pos_embed"), pooling="avg")

@@ -56,6 +56,10 @@ class Data2Vec2:
         within(self, "momentum momentum_end", 0, 1)
         within(self, "cls_weight decoder_noise", 0)
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> InverseBlock:
+        """Which patches are hidden."""
+        return InverseBlock(self.mask_ratio, self.square)
+
     def build(
         self,
         model: str | nn.Module = "data2vec2_base_patch16_224",
@@ -78,7 +82,7 @@ class Data2Vec2:
         momentum = Momentum(self.momentum, self.momentum_end, until=0.27, windows=(0.0133, 0.2665))
         teacher = Teacher(Branches(copy.deepcopy(encoder.trunk), layers=tuple(range(-top, 0))), mean_of_branches, momentum)
         also = Whole(self.cls_weight) if encoder.trunk.cls_token is not None and self.cls_weight else None
-        masking = InverseBlock(self.mask_ratio, self.square)
+        masking = self.strategy(encoder.own_grid, encoder.patch)
         masks = self.masks or (16 if width >= 768 else 4)
         return MaskedModel(encoder, masking, {"features": Predict(decoder, teacher, losses.summed_square, also)}, masks=masks)
 

@@ -42,6 +42,10 @@ class EVA:
         object.__setattr__(self, "mask_ratio", Ratio.of(self.mask_ratio))
         within(self, "drop_path", 0, 1)
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> Block:
+        """Which patches are hidden."""
+        return Block(self.mask_ratio)
+
     def build(
         self,
         model: str | nn.Module = "eva02_base_patch14_224",
@@ -59,4 +63,4 @@ class EVA:
         decoder = Linear(encoder.width, target.width)
         cut_normal(decoder)
         predict = Predict(decoder, target, losses.negative_cosine)
-        return MaskedModel(encoder, Block(self.mask_ratio), {"features": predict}, undecayed=("cls_token", "pos_embed"), pooling="avg")
+        return MaskedModel(encoder, self.strategy(encoder.own_grid, encoder.patch), {"features": predict}, undecayed=("cls_token", "pos_embed"), pooling="avg")

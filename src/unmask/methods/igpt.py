@@ -39,6 +39,10 @@ class IGPT:
 
     prefix: bool = True  # a first stretch of any length is seen both ways, so that the encoder can later look at whole pictures (AIM's); paper: none
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> Masking:
+        """Which patches are hidden."""
+        return Prefix() if self.prefix else Everything()
+
     def build(
         self,
         model: str | nn.Module = "igpt_small_patch1_32",
@@ -57,7 +61,7 @@ class IGPT:
         if encoder.trunk.pos_embed is not None:
             nn.init.normal_(encoder.trunk.pos_embed, std=0.01)
         predict = Predict(decoder, Codes(palette, encoder.patch, encoder.in_chans), losses.cross_entropy)
-        return MaskedModel(encoder, Prefix() if self.prefix else Everything(), {"codes": predict}, pooling="avg")
+        return MaskedModel(encoder, self.strategy(encoder.own_grid, encoder.patch), {"codes": predict}, pooling="avg")
 
 
 class Everything(Masking):

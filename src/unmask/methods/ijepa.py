@@ -53,6 +53,10 @@ class IJEPA:
         within(self, "target_aspect init_std", 0, above=True)
         within(self, "momentum momentum_end", 0, 1)
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> MultiBlock:
+        """Which patches are hidden."""
+        return MultiBlock(targets=self.targets, scale=self.target_scale, aspect=self.target_aspect, context=self.context_scale)
+
     def build(
         self,
         model: str | nn.Module = "vit_huge_patch14_gap_224",
@@ -69,14 +73,13 @@ class IJEPA:
         if width % heads:
             raise Refused(f"decoder_width {width} is no multiple of the encoder's {heads} heads, which the predictor has too")
         depth = self.decoder_depth or min(12 if encoder.width >= 1024 else 6, len(blocks))
-        grid = tuple(side // patch for side, patch in zip(encoder.img_size, encoder.patch))
+        grid = encoder.own_grid
         decoder = EachTarget(Transformer(encoder.width, encoder.width, grid, width, depth, heads, mlp_ratio), self.targets)
         start(encoder, self.init_std)
         start(decoder, self.init_std)
         fix_places(encoder.trunk)
         teacher = Teacher(adapted(copy.deepcopy(encoder.trunk)), last_layer, Momentum(self.momentum, self.momentum_end))
-        masking = MultiBlock(targets=self.targets, scale=self.target_scale, aspect=self.target_aspect, context=self.context_scale)
-        return MaskedModel(encoder, masking, {"features": Predict(decoder, teacher, losses.smooth_l1)}, pooling="avg")
+        return MaskedModel(encoder, self.strategy(grid, encoder.patch), {"features": Predict(decoder, teacher, losses.smooth_l1)}, pooling="avg")
 
 
 class EachTarget(Decoder):

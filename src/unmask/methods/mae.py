@@ -12,7 +12,7 @@ from unmask.decoders import Transformer, default_size, patch_values
 from unmask.encoders.build import build
 from unmask.encoders.vit import fix_places, mae_init
 from unmask.errors import Refused
-from unmask.masking import STRATEGIES, Block
+from unmask.masking import STRATEGIES, Block, Masking
 from unmask.model import MaskedModel, Predict
 from unmask.settings import Ratio, Train, Views
 from unmask.targets.hog import HOG
@@ -51,6 +51,10 @@ class MAE:
         if self.decoder_width and self.decoder_heads and self.decoder_width % self.decoder_heads:
             raise ValueError(f"decoder_width {self.decoder_width} is no multiple of decoder_heads {self.decoder_heads}")
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> Masking:
+        """Which patches are hidden. Dropping wants rows of equal length: blocks are filled up."""
+        return Block(self.mask_ratio, exact=True) if self.masking == "block" else STRATEGIES[self.masking](self.mask_ratio)
+
     def build(
         self,
         model: str | nn.Module = "vit_base_patch16_224",
@@ -69,7 +73,7 @@ class MAE:
         heads = self.decoder_heads or (width // 32 if width % 32 == 0 else 1)
         if width % heads:
             raise Refused(f"decoder_heads {heads} does not divide the decoder's width {width}: change it, or give decoder_width")
-        grid = tuple(side // patch for side, patch in zip(encoder.img_size, encoder.patch))
+        grid = encoder.own_grid
         hog = HOG(encoder.patch)
         values = hog.values(encoder.in_chans) if self.target == "hog" else patch_values(encoder.patch, encoder.in_chans)
         decoder = Transformer(encoder.width, values, grid, width, self.decoder_depth or depth, heads)
@@ -77,5 +81,4 @@ class MAE:
         mae_init(decoder)
         fix_places(encoder.trunk)
         predict = Predict(decoder, hog if self.target == "hog" else Pixels(encoder.patch, self.norm_pix), losses.mse)
-        strategy = Block(self.mask_ratio, exact=True) if self.masking == "block" else STRATEGIES[self.masking](self.mask_ratio)
-        return MaskedModel(encoder, strategy, {self.target: predict})  # dropping wants rows of equal length: blocks are filled up
+        return MaskedModel(encoder, self.strategy(grid, encoder.patch), {self.target: predict})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,10 @@ class MaskFeat:
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> Block:
+        """Which patches are hidden."""
+        return Block(self.mask_ratio, smallest=max(1, round(self.mask_ratio.first * math.prod(grid)) // 5))
+
     def build(
         self,
         model: str | nn.Module = "vit_base_patch16_224",
@@ -56,9 +61,7 @@ class MaskFeat:
         target = HOG(encoder.patch, self.bins, self.cell)
         decoder = Linear(encoder.width, target.values(encoder.in_chans))
         start(encoder, decoder)
-        patches = (encoder.img_size[0] // encoder.patch[0]) * (encoder.img_size[1] // encoder.patch[1])
-        masking = Block(self.mask_ratio, smallest=max(1, round(self.mask_ratio.first * patches) // 5))
-        return MaskedModel(encoder, masking, {"hog": Predict(decoder, target, losses.mse)}, pooling="avg")
+        return MaskedModel(encoder, self.strategy(encoder.own_grid, encoder.patch), {"hog": Predict(decoder, target, losses.mse)}, pooling="avg")
 
 
 def start(encoder: Adapter, decoder: Linear) -> None:

@@ -51,6 +51,10 @@ class Pixio:
         if self.drop_path is not None and not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must lie between 0 and 1, got {self.drop_path:g}")
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> Random:
+        """Which patches are hidden."""
+        return Random(self.mask_ratio, self.side(grid))
+
     def build(
         self,
         model: str | nn.Module = "vit_huge_patch14_224",
@@ -76,7 +80,7 @@ class Pixio:
             nn.init.trunc_normal_(encoder.trunk.pos_embed, std=0.02)
         drop_path(encoder, self.drop_path if self.drop_path is not None else 0.4 if encoder.width >= 1280 else 0.0)
         predict = Predict(decoder, Pixels(encoder.patch, self.norm_pix), losses.mse)
-        return MaskedModel(encoder, Random(self.mask_ratio, self.side(grid)), {"pixels": predict})
+        return MaskedModel(encoder, self.strategy(grid, encoder.patch), {"pixels": predict})
 
     def side(self, grid: tuple[int, ...]) -> int:
         """The patches a side of a square on this grid."""

@@ -45,6 +45,10 @@ class SimMIM:
         if self.drop_path is not None and not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must lie between 0 and 1, got {self.drop_path:g}")
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> Random:
+        """Which patches are hidden."""
+        return Random(self.mask_ratio, self.cells(patch, tuple(rows * side for rows, side in zip(grid, patch))))
+
     def build(
         self,
         model: str | nn.Module = "beit_base_patch16_224",
@@ -62,8 +66,7 @@ class SimMIM:
         decoder = Linear(encoder.width, patch_values(encoder.patch, encoder.in_chans))
         predict = Predict(decoder, Pixels(encoder.patch, normalize=False), losses.l1)
         undecayed = ("cls_token", "pos_embed", *(("mask_token",) if swin else ()))
-        masking = Random(self.mask_ratio, self.cells(encoder.patch, encoder.img_size))
-        return MaskedModel(encoder, masking, {"pixels": predict}, undecayed=undecayed, pooling="avg")
+        return MaskedModel(encoder, self.strategy(encoder.own_grid, encoder.patch), {"pixels": predict}, undecayed=undecayed, pooling="avg")
 
     def cells(self, patch: tuple[int, ...], img_size: tuple[int, ...]) -> tuple[int, ...]:
         """The patches down and across of a square."""

@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unmask.encoders.attention import looked
 from unmask.errors import Refused
 from unmask.interchange.encoder import load_encoder
 from unmask.interchange.timm import Encoder
@@ -38,6 +39,7 @@ class Frozen(Target):
             self.register_buffer(f"its_{name}", torch.tensor(given or (usual,)).float().expand(chans).reshape(1, -1, 1, 1).clone(), persistent=False)
             self.register_buffer(f"our_{name}", torch.full((1, chans, 1, 1), usual))
         self.known = teacher.mean is not None
+        self.kept: tuple[Tensor, Tensor] | None = None  # the pictures that were looked at last, and what was told of them
         self.register_buffer("digest", torch.tensor(digest(teacher.model)))
 
     @property
@@ -50,27 +52,56 @@ class Frozen(Target):
             buffer = self.get_buffer(name)
             buffer.copy_(torch.tensor(tuple(given)).float().expand(buffer.shape[1]).reshape(buffer.shape))
 
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        teacher, (rows, columns) = self.outside[0], grid_of(tuple(x.shape[2:]), self.ours)
+    def sight(self, x: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) in our numbers as the teacher sees them: in its own numbers, at its own size."""
         if self.known:
             x = (x.float() * self.our_std + self.our_mean - self.its_mean) / self.its_std
-        if self.patch is not None and isinstance(teacher, VisionTransformer | Eva):  # any size will do: one of its patches for one of ours
+        size = self.size
+        if self.patch is not None and isinstance(self.outside[0], VisionTransformer | Eva):  # any size will do: one of its patches for one of ours
+            rows, columns = grid_of(tuple(x.shape[2:]), self.ours)
             size = (rows * self.patch[0], columns * self.patch[1])
-        else:
-            size = self.size
-        if tuple(x.shape[2:]) != size:
-            x = F.interpolate(x.float(), size=size, mode="bicubic", antialias=True)
-        features = teacher.forward_features(x)
+        return x if tuple(x.shape[2:]) == size else F.interpolate(x.float(), size=size, mode="bicubic", antialias=True)
+
+    @torch.no_grad()
+    def told(self, x: Tensor) -> Tensor:
+        """What the teacher answers, as it comes: tokens (B, P + N, D), or a map. Of the pictures of `attention` the answer is there already."""
+        if not torch.compiler.is_compiling() and self.kept is not None and self.kept[0] is x:
+            return self.kept[1]
+        return self.outside[0].forward_features(self.sight(x))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.told(x)
         if features.dim() == 3:  # tokens (B, P + N, D)
-            features = features[:, teacher.num_prefix_tokens :]
-            down = size[0] // self.patch[0] if self.patch else math.isqrt(features.shape[1])
-            features = features.transpose(1, 2).unflatten(2, (down, -1))  # (B, D, h, w)
-        elif features.shape[-1] == self.width:  # a map, channels last
+            return self.spread(features[:, self.outside[0].num_prefix_tokens :], x)
+        if features.shape[-1] == self.width:  # a map, channels last
             features = features.movedim(-1, 1)
-        if tuple(features.shape[2:]) != (rows, columns):
-            features = F.interpolate(features.float(), size=(rows, columns), mode="bilinear", antialias=True)
-        return features.flatten(2).transpose(1, 2).float()  # (B, N, D)
+        return self.gridded(features, x)
+
+    def spread(self, patches: Tensor, x: Tensor) -> Tensor:
+        """Something of each of the teacher's patches (B, n, D), of each of ours (B, N, D)."""
+        down = self.sight(x[:0]).shape[2] // self.patch[0] if self.patch else math.isqrt(patches.shape[1])
+        return self.gridded(patches.transpose(1, 2).unflatten(2, (down, -1)), x)
+
+    def gridded(self, maps: Tensor, x: Tensor) -> Tensor:
+        """A map (B, D, h, w), interpolated to our grid where it has another: (B, N, D)."""
+        grid = grid_of(tuple(x.shape[2:]), self.ours)
+        if tuple(maps.shape[2:]) != grid:
+            maps = F.interpolate(maps.float(), size=grid, mode="bilinear", antialias=True)
+        return maps.flatten(2).transpose(1, 2).float()  # (B, N, D)
+
+    @torch.no_grad()
+    def attention(self, x: Tensor) -> Tensor:
+        """How much the teacher's class token looks at each patch in its last block, mean of the heads (B, N); without one, how much all patches do.
+
+        The answer to the same pictures is kept for whoever asks next: a step that draws its mask by it looks once.
+        """
+        teacher = self.outside[0]
+        features, weights = looked(teacher, self.sight(x))
+        self.kept = (x, features)
+        prefix = teacher.num_prefix_tokens
+        asking = weights[:, :, :1] if teacher.cls_token is not None else weights[:, :, prefix:]  # (B, heads, 1 or n, P + n)
+        return self.spread(asking[..., prefix:].mean((1, 2)).unsqueeze(-1), x).squeeze(-1)
 
     def baseline(self, truth, loss):
         """Searched for: the losses here have no formula for it."""

@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
+from unmask.encoders.attention import looked
 from unmask.errors import Refused
 from unmask.visualize.pictures import Colours, Row, enlarge, heat, save, sheet, short_name
 
@@ -30,31 +28,6 @@ class Attention:
 
     maps: Tensor
     asks: str
-
-
-class _Queries(TorchFunctionMode):
-    """Keep the queries and keys of every fused attention, exactly as they were used: scaled, normed, rotated."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls: list[tuple[Tensor, Tensor, float | None]] = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            self.calls.append((args[0], args[1], kwargs.get("scale")))
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def _fused(block: nn.Module):
-    """timm's fused attention path in one block, put back afterwards: the only path that shows queries and keys."""
-    attention: Any = block.attn
-    was, attention.fused_attn = attention.fused_attn, True
-    try:
-        yield
-    finally:
-        attention.fused_attn = was
 
 
 @contextmanager
@@ -78,19 +51,11 @@ def check(model: nn.Module) -> VisionTransformer | Eva:
 def attention(model: nn.Module, x: Tensor) -> Attention:
     """The last block's attention over the patches of normalised pictures `x (B, C, H, W)`.
 
-    Asked by the class token; a model without one shows how much attention each patch receives from all patches, in the
-    mean. Softmax of scaled queries times keys, as timm computes it without its fused kernel.
+    Asked by the class token; a model without one shows how much attention each patch receives from all patches, in the mean.
     """
     trunk = check(model)
-    last = trunk.blocks[-1]
-    with _evaluating(trunk) as device, _fused(last), _Queries() as seen:
-        hook = last.register_forward_pre_hook(lambda block, inputs: seen.calls.clear())
-        trunk.forward_features(x.to(device))
-        hook.remove()
-    if len(seen.calls) != 1:
-        raise Refused(f"the attention of {type(last.attn).__name__} cannot be drawn: it is no single softmax of queries and keys")
-    queries, keys, scale = seen.calls[0]  # (B, heads, P + N, d)
-    weights = (queries.float() @ keys.float().mT * (scale or queries.shape[-1] ** -0.5)).softmax(-1)  # (B, heads, P + N, P + N)
+    with _evaluating(trunk) as device:
+        _, weights = looked(trunk, x.to(device))  # (B, heads, P + N, P + N)
     prefix = trunk.num_prefix_tokens
     grid = trunk.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3]))
     if trunk.cls_token is not None:

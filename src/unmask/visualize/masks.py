@@ -2,32 +2,66 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageOps
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from unmask import seeds
 from unmask.errors import Refused
-from unmask.masking import STRATEGIES, Masking
+from unmask.masking import STRATEGIES, Attended, Masking
+from unmask.methods import METHODS, find
+from unmask.targets.features import frozen
 from unmask.visualize.pictures import INK, PAPER, QUIET, RULE, Row, cover, font, heat, save, sheet
 
 CELL = 16  # pixels a patch in the drawing
 ROW = 4  # masks side by side
 
 
-def strategy(name: str, ratio: float | str | None = None) -> Masking:
-    """The strategy of that name, at `ratio` or at its paper's own; an unknown name is refused with the nearest one."""
-    if name not in STRATEGIES:
-        near = difflib.get_close_matches(name, STRATEGIES, 1)
-        hint = f"did you mean {near[0]}?" if near else "there are " + ", ".join(STRATEGIES)
-        raise Refused(f"no masking strategy '{name}': {hint}")
+def strategy(name: str, ratio: float | str | None = None, grid: tuple[int, int] = (14, 14)) -> Masking:
+    """The strategy of that name, or that of a method, at `ratio` or at its paper's own; an unknown name is refused with the nearest one."""
     try:
-        return STRATEGIES[name]() if ratio is None else STRATEGIES[name](ratio)
+        if name in STRATEGIES:
+            return STRATEGIES[name]() if ratio is None else STRATEGIES[name](ratio)
+        if name in METHODS or ":" in name:
+            return _of_method(name, ratio, grid)
     except ValueError as error:
         raise Refused(str(error)) from None
+    names = [*STRATEGIES, *METHODS]
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {near[0]}?" if near else "there are " + ", ".join(STRATEGIES) + ", and those of the methods: " + ", ".join(METHODS)
+    raise Refused(f"no masking strategy '{name}': {hint}")
+
+
+def _of_method(name: str, ratio: float | str | None, grid: tuple[int, int]) -> Masking:
+    """What a method hides on a grid of patches of 16 pixels."""
+    method = find(name)
+    if "strategy" not in vars(method):
+        raise Refused(f"{name} hides no patches, or does not say which: there is no mask to show")
+    if ratio is not None and "mask_ratio" not in {field.name for field in dataclasses.fields(method)}:
+        raise Refused(f"--mask_ratio: the masks of {name} have no ratio")
+    return method(**({} if ratio is None else {"mask_ratio": ratio})).strategy(grid, (CELL, CELL))
+
+
+def middle(grid: tuple[int, ...]) -> torch.Tensor:
+    """A bell over a grid (N,), a stand-in for a teacher's attention."""
+    places = torch.cartesian_prod(*(torch.linspace(-1, 1, side) for side in grid))  # (N, axes)
+    return torch.exp(-3 * places.square().sum(-1))
+
+
+def attention(teacher: str, picture: Image.Image, grid: tuple[int, int]) -> torch.Tensor:
+    """How much a teacher (an ENCODER) looks at each patch of a picture (N,)."""
+    target = frozen(teacher, (grid[0] * CELL, grid[1] * CELL), (CELL, CELL), 3, "show mask", "--teacher")
+    if not isinstance(target.outside[0], VisionTransformer | Eva | Beit):
+        raise Refused(f"--teacher: a {type(target.outside[0]).__name__} has no attention to show: choose a vision transformer")
+    return target.attention(pil_to_tensor(_base(picture, grid)).unsqueeze(0) / 255)[0].cpu()  # (3, H, W) in 0..1, as it expects where nothing is said
 
 
 def show(
@@ -36,6 +70,7 @@ def show(
     ratio: float | str | None = None,
     grid: tuple[int, int] = (14, 14),
     picture: Image.Image | None = None,
+    scores: torch.Tensor | None = None,
     count: int = 8,
     draws: int = 2000,
     seed: int = 0,
@@ -43,15 +78,18 @@ def show(
 ) -> Image.Image:
     """A sheet of `count` masks over `picture` (or a plain tile), and the law behind them from `draws` masks.
 
-    `masking` is a strategy or its name; `ratio` counts only with a name. Ranges and schedules are shown at the ratio
-    that the strategy holds now.
+    `masking` is a strategy, its name or a method's; `ratio` counts only with a name. Ranges and schedules are shown at the ratio
+    that the strategy holds now. `scores` (N,): what guides a strategy that wants it; not given: a stand-in.
     """
     name = masking if isinstance(masking, str) else type(masking).__name__.lower()
-    chosen = strategy(name, ratio) if isinstance(masking, str) else masking
+    chosen = strategy(name, ratio, grid) if isinstance(masking, str) else masking
+    guided = isinstance(chosen, Attended)
+    guide = None if not guided else middle(grid) if scores is None else scores
     draws, patches = max(draws, count), math.prod(grid)
     try:
         noise = seeds.uniform((draws, chosen.draws(grid)), seed, "show mask")
-        mask, few = chosen(grid, noise), chosen(grid, noise[:count])  # apart: some lists are cut to the shortest of a batch
+        told = None if guide is None else guide.expand(draws, -1)
+        mask, few = chosen(grid, noise, told), chosen(grid, noise[:count], None if told is None else told[:count])  # apart: some lists are cut to the shortest of a batch
     except ValueError as error:
         raise Refused(str(error)) from None
     maps = mask.map  # (draws, N) True = masked
@@ -65,15 +103,19 @@ def show(
     covered = [cover(picture, ~_pixels(row.reshape(grid))) for picture, row in zip(seen, shown)]
     captions = [f"{n} of {patches} masked ({n / patches:.0%})" for n in masked[:count].tolist()]
     rows = [Row(covered[i : i + ROW], captions=captions[i : i + ROW]) for i in range(0, count, ROW)]
-    law = _law(maps, grid, base.size)
+    law = [_law(maps, grid, base.size)]
+    if guide is not None:
+        seen_by = [heat(guide.reshape(grid), float(guide.max())).resize(base.size, Image.Resampling.NEAREST)]
+        law.insert(0, Row(seen_by, label="Attention that guides the mask" if scores is not None else "A stand-in for a teacher's attention"))
     share = f"{chosen.now:g}" if not bool(neither.any()) else "several blocks"
     title = f"Masking strategy: {name}, {share} of a {grid[0]} x {grid[1]} grid"
     legend = [
         f"Grey is masked. On average {masked.float().mean() / patches:.1%} of the patches are."
         + (" Dark is neither looked at nor asked about." if bool(neither.any()) else ""),
         "Last row: how often each patch is masked, the colours of that map, and how often each number of masked patches comes up.",
+        *(["No teacher was given: the attention is a bell in the middle. --teacher ENCODER --picture FILE shows what a teacher really looks at."] if guided and scores is None else []),
     ]
-    return save(sheet([*rows, law], title=title, legend=legend), out)
+    return save(sheet([*rows, *law], title=title, legend=legend), out)
 
 
 def _law(maps: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Row:
