@@ -27,6 +27,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -147,7 +148,8 @@ def learn(entry: Entry, ground: Ground, beside: list[dict[str, Any]], random_see
     if not entry.question:
         rows += further(entry, ground)
     out.mkdir(parents=True, exist_ok=True)
-    unmask.reconstruct(run, str(ground.val or ground.train), out=str(out / f"{name}.png"), count=SHOWN if max(ground.settings["img_size"]) <= 32 else 4)
+    with suppress(unmask.Refused):  # what tells views apart has nothing to draw
+        unmask.reconstruct(run, str(ground.val or ground.train), out=str(out / f"{name}.png"), count=SHOWN if max(ground.settings["img_size"]) <= 32 else 4)
     print(f"{name}:")
     show(rows + beside)
     said = {key: list(value) if isinstance(value, tuple) else Path(value).name if str(value).startswith(str(ground.runs)) else value for key, value in settings.items()}

@@ -197,6 +197,7 @@ class MaskedModel(Learner):
     `views`: how many views of a sample the encoder's input holds, view-major (2 for iBOT's global crops); `masks`: how
     many masks a view (data2vec 2.0). Row (v·B + b)·K + k of a mask is the k-th of view v of sample b. `scores`: what a strategy wants to
     know of each patch of the pictures (B, N), where it is guided; then a row of a mask depends on its own picture and noise only.
+    `groups(learner, train)`: the optimiser's groups, where they are the method's own.
     """
 
     def __init__(
@@ -209,9 +210,10 @@ class MaskedModel(Learner):
         undecayed: tuple[str, ...] = (),
         pooling: Literal["cls", "avg"] = "cls",
         scores: Callable[[Tensor], Tensor] | None = None,
+        groups: Callable[[nn.Module, Train], list[dict[str, Any]]] | None = None,
     ):
         super().__init__()
-        self.encoder, self.masking, self.scores = encoder, masking, scores
+        self.encoder, self.masking, self.scores, self.groups = encoder, masking, scores, groups
         self.objectives = nn.ModuleDict(objectives)
         self.views, self.masks, self.undecayed, self.pooling = views, masks, undecayed, pooling
 
@@ -257,6 +259,9 @@ class MaskedModel(Learner):
     def begin(self):
         for objective in self.objectives.values():
             objective.begin(self.encoder)
+
+    def parameter_groups(self, train):
+        return None if self.groups is None else self.groups(self, train)
 
     def notes(self):
         return [objective.note for objective in self.objectives.values() if objective.note]

@@ -50,6 +50,11 @@ def sincos(grid: tuple[int, ...], width: int) -> Tensor:
     return places.float()
 
 
+def row_first(places: Tensor) -> Tensor:
+    """Sine-cosine places with the row in the first half of the columns, as MoCo v3 and BootMAE have them, from MAE's."""
+    return places.roll(places.shape[-1] // 2, dims=-1)
+
+
 def resize_places(places: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int = 0) -> Tensor:
     """Places (1, prefix + N, D) of an `old` grid, for a `new` one: bicubic, no antialiasing, prefix rows as they are.
 

@@ -24,7 +24,9 @@ from unmask.methods.ijepa import IJEPA
 from unmask.methods.mae import MAE
 from unmask.methods.maskfeat import MaskFeat
 from unmask.methods.milan import MILAN
+from unmask.methods.mocov3 import MoCoV3
 from unmask.methods.pixio import Pixio
+from unmask.methods.simclr import SimCLR
 from unmask.methods.simmim import SimMIM
 from unmask.testing import (
     Case,
@@ -60,7 +62,8 @@ METHODS = {  # the method, its patch, views a sample, local views a sample
     "milan": (MILAN(teacher="random:vit_tiny_patch16_224"), 8, 1, 0),
     "ibot": (sketches.IBOT(), 4, 2, 3),
     "data2vec2": (Data2Vec2(masks=3, decoder_noise=0), 8, 1, 0),
-    "simclr": (sketches.SimCLR(), 8, 2, 0),
+    "mocov3": (MoCoV3(hidden=32, out=16), 8, 2, 0),
+    "simclr": (SimCLR(out=16, temperature=0.5), 8, 2, 0),
 }
 CODED = {"beit", "beit2", "cae"}  # methods that predict the codes of a tokenizer
 MOVING = {"mae, raw pixels, a moving ratio": 2, "ijepa": 2}  # graphs: the second has the lengths as variables

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from timm.layers import SwiGLU
+from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from unmask.encoders.adapter import Adapter
+from unmask.encoders.vit import fix_places, mae_init
+from unmask.patches import row_first
 
 TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed")
 
@@ -70,6 +73,31 @@ def default_linear(blocks: nn.Module, before: int) -> None:
         for i, block in enumerate(blocks.children()):
             block.attn.proj.weight.div_(math.sqrt(2 * (before + i + 1)))
             block.mlp.fc2.weight.div_(math.sqrt(2 * (before + i + 1)))
+
+
+def each_by_itself(module: nn.Module) -> None:
+    """Queries, keys and values xavier-uniform, each matrix by itself; MAE's code takes the three for one."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear) and name.endswith(("attn.qkv", "attn.kv")) and not name.endswith("c_attn.kv"):
+            for rows in layer.weight.data.chunk(3 if name.endswith("qkv") else 2):
+                nn.init.xavier_uniform_(rows)
+
+
+def moco_init(encoder: Adapter) -> None:
+    """MoCo v3's (vits.py): MAE's, but queries, keys and values each by themselves, no bias in the patch embedding, the class token next to zero, and in fixed places
+    the row's half first.
+    """
+    mae_init(encoder)
+    each_by_itself(encoder)
+    trunk: Any = encoder.trunk
+    if trunk.patch_embed.proj.bias is not None:
+        nn.init.zeros_(trunk.patch_embed.proj.bias)
+    for name, token in trunk.named_parameters():
+        if name.endswith("cls_token"):
+            nn.init.normal_(token, std=1e-6)
+    fix_places(trunk)
+    if not isinstance(trunk, SwinTransformer) and trunk.pos_embed is not None:
+        trunk.pos_embed.data.copy_(row_first(trunk.pos_embed.data))
 
 
 def layer_scale(encoder: Adapter, value: float) -> None:

@@ -20,6 +20,8 @@ METHODS: dict[str, str] = {
     "dae": "unmask/methods/dae.py:DAE",
     "cae": "unmask/methods/cae.py:CAE",
     "milan": "unmask/methods/milan.py:MILAN",
+    "mocov3": "unmask/methods/mocov3.py:MoCoV3",
+    "simclr": "unmask/methods/simclr.py:SimCLR",
 }
 TOKENIZERS: dict[str, str] = {  # vocabularies that some methods predict, trained by the same loop
     "dvae": "unmask/methods/dvae.py:DVAE",

@@ -16,12 +16,13 @@ from unmask import losses
 from unmask.decoders import Cross, Decoder, default_size
 from unmask.encoders.build import adapted, build
 from unmask.encoders.features import Features
+from unmask.encoders.initial import each_by_itself
 from unmask.encoders.vit import fix_places, mae_init
 from unmask.errors import Refused
 from unmask.mask import Mask
 from unmask.masking import Block, Masking
 from unmask.model import MaskedModel, Objective, Predict
-from unmask.patches import sincos
+from unmask.patches import row_first, sincos
 from unmask.settings import Ratio, Train, Views, within
 from unmask.targets.pixels import Pixels
 from unmask.targets.teacher import Rising, Teacher
@@ -223,18 +224,10 @@ def last_block(features: Features) -> Tensor:
     return F.layer_norm(layer, layer.shape[-1:], eps=1e-6)
 
 
-def row_first(places: Tensor) -> Tensor:
-    """Sine-cosine places with the row in the first half of the columns, as MoCo v3 and BootMAE have them, from MAE's."""
-    return places.roll(places.shape[-1] // 2, dims=-1)
-
-
 def start(module: nn.Module) -> None:
     """MAE's initial values, but queries, keys and values each by themselves, and the class token next to zero."""
     mae_init(module)
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.Linear) and name.endswith(("attn.qkv", "attn.kv")) and not name.endswith("c_attn.kv"):
-            for rows in layer.weight.data.chunk(3 if name.endswith("qkv") else 2):
-                nn.init.xavier_uniform_(rows)
+    each_by_itself(module)
     for name, token in module.named_parameters():
         if name.endswith("cls_token"):
             nn.init.normal_(token, std=1e-6)
