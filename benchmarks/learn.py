@@ -49,7 +49,7 @@ from unmask.interchange.encoder import load_encoder
 Row = tuple[str, FeatureTable, FeatureTable]
 
 TRAINED_FURTHER = {  # by budget: what is done with labels beyond frozen features
-    "small": (Part("finetune", 0.1, 1, {"epochs": 15}),),
+    "small": (),
     "cpu": (Part("finetune", 0.1, 1, {"epochs": 15}),),
     "gpu": (Part("finetune", 0.01, 1, {"epochs": 100}), Part("finetune", 0.1, 1, {"epochs": 100}), Part("finetune", 1.0, 1, {"epochs": 100}), Part("attentive", 1.0, 1, {"epochs": 20})),
 }
