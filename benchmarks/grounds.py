@@ -49,9 +49,6 @@ OWN: dict[str, dict[str, Any]] = {  # on a CPU's networks: what a method's parts
     "mocov3": {"method.hidden": 256, "method.out": 64},
     "simclr": {"method.hidden": 256, "method.out": 64},
     "cae": {"method.regressor": 2, "method.decoder": 1},
-    "milan": {"method.decoder_width": 64, "method.decoder_depth": 1},
-    "mocov3": {"method.hidden": 256, "method.out": 64},
-    "simclr": {"method.out": 64},
 }
 VOCABULARIES: dict[str, dict[str, Any]] = {  # on a CPU: how small tokenizers are
     "dvae": {"vocabulary": 512, "hidden": 16, "blocks": 1},
@@ -59,7 +56,6 @@ VOCABULARIES: dict[str, dict[str, Any]] = {  # on a CPU: how small tokenizers ar
 }
 NEEDS: dict[str, tuple[str, str]] = {  # what a method learns from, trained before it on the same pictures: its setting, and whose run
     "eva": ("method.teacher", "mae"),
-    "milan": ("method.teacher", "mae"),
     "milan": ("method.teacher", "mae"),
     "beit": ("method.tokenizer", "dvae"),
     "cae": ("method.tokenizer", "dvae"),
