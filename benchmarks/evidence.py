@@ -26,6 +26,7 @@ GROUNDS = {  # what each ground is, in the order of the page
     ("cifar10", "cpu"): "CIFAR-10, 6 blocks of width 128, patches of 4, 250,000 pictures seen",
     ("imagenette", "cpu"): "Imagenette at 64 px, 6 blocks of width 128, patches of 8, 189,000 pictures seen",
     ("cifar10", "small"): "CIFAR-10, 4 blocks of width 96, patches of 4, 100,000 pictures seen",
+    ("cifar10", "small-12-epochs"): "The same, 300,000 pictures seen: for methods that 100,000 do not teach",
     ("imagenette", "small"): "Imagenette at 64 px, 4 blocks of width 96, patches of 8, 95,000 pictures seen",
 }
 PUBLISHED: dict[str, tuple[str, str, str, str]] = {  # network and epochs, linear, fine-tuned (ImageNet-1k top-1), where it is said

@@ -62,7 +62,7 @@ NEEDS: dict[str, tuple[str, str]] = {  # what a method learns from, trained befo
     "beit2": ("method.tokenizer", "vqkd"),
     "vqkd": ("teacher", "mae"),
 }
-WORTH = ("mae", "simmim", "ijepa", "beit", "maskfeat", "data2vec", "crossmae", "beit2", "eva", "milan", "data2vec2", "bootmae", "cae", "pixio", "milan", "aim", "dae", "igpt", "mocov3", "simclr")
+WORTH = ("mae", "simmim", "ijepa", "beit", "maskfeat", "data2vec", "crossmae", "beit2", "eva", "milan", "data2vec2", "bootmae", "cae", "pixio", "aim", "dae", "igpt", "mocov3", "simclr")
 JUDGED = {"small": (10_000, 5_000)}  # pictures that teach and judge, where a budget does not take all
 FEW = 5  # pictures of a class in a dry run
 
@@ -117,12 +117,13 @@ class Ground:
     runs: Path
     seed: int = 0
     workers: int = 0
+    longer: str = ""  # another length than the budget's, as files are called
     dry: bool = False
 
     @property
     def name(self) -> str:
-        """Data and budget, as files are called."""
-        return f"{self.data if self.data in DATA else Path(self.data).name}-{self.budget}" + "-dry" * self.dry
+        """Data, budget and length, as files are called."""
+        return f"{self.data if self.data in DATA else Path(self.data).name}-{self.budget}{self.longer}" + "-dry" * self.dry
 
     @cached_property
     def count(self) -> int:
@@ -187,7 +188,7 @@ def ground(data: str, budget: str, runs: Path, *, seed: int = 0, workers: int = 
         name = f"learn-{data if data in DATA else Path(data).name}-dry"
         train, val = few(train, runs / f"{name}-train"), val and few(val, runs / f"{name}-val")
         settings = {key: value for key, value in settings.items() if key != "epochs"} | {"steps": 2, "batch_size": 16}
-    return Ground(data, budget + (f"-{epochs:g}-epochs" if epochs else ""), train, val, settings, runs, seed, workers, dry)
+    return Ground(data, budget, train, val, settings, runs, seed, workers, f"-{epochs:g}-epochs" if epochs else "", dry)
 
 
 def folders(data: str) -> tuple[Path, Path | None]:

@@ -109,7 +109,7 @@ def frozen(name: str, learn: FeatureTable, judge: FeatureTable, seed: int) -> It
 def further(entry: Entry, ground: Ground) -> Iterator[dict[str, Any]]:
     """The encoder trained further with labels, and the same network from scratch, whose runs are shared by the methods of one network."""
     common = {"val": str(ground.val)} if ground.val else {}
-    for part in DRY if ground.dry else TRAINED_FURTHER[ground.budget.partition("-")[0]]:
+    for part in DRY if ground.dry else TRAINED_FURTHER[ground.budget]:
         for scratch in (False, True) if part.protocol == "finetune" else (False,):
             network = f"scratch-{ground.planned(entry)['model']}-{ground.name}"
             folder = ground.runs / f"{part.name}-{network if scratch else entry.name(ground.name)}"
@@ -153,7 +153,7 @@ def learn(entry: Entry, ground: Ground, beside: list[dict[str, Any]], random_see
     print(f"{name}:")
     show(rows + beside)
     said = {key: list(value) if isinstance(value, tuple) else Path(value).name if str(value).startswith(str(ground.runs)) else value for key, value in settings.items()}
-    which = {"entry": {"method": entry.method, "variant": entry.variant, "question": entry.question, "data": ground.data, "budget": ground.budget, "seed": entry.seed}}
+    which = {"entry": {"method": entry.method, "variant": entry.variant, "question": entry.question, "data": ground.data, "budget": ground.budget + ground.longer, "seed": entry.seed}}
     seconds = {"pretraining_seconds": round(trained, 1), "evaluation_seconds": round(time.perf_counter() - start, 1)}
     result = which | {"settings": said, "machine": machine(ground.device)} | seconds | {"evaluations": rows + beside, "loss": curve(run)}
     print(keep(name, result, out), flush=True)
