@@ -108,7 +108,7 @@ def show_models(word: str | None = None) -> dict[str, list[str]]:
 
 
 SIZES = """
-These are timm's plain vision transformers (VisionTransformer, Eva, Beit) and Swin. The usual ones by size:
+These are timm's plain vision transformers (VisionTransformer, Eva, Beit), and Swin, Hiera and ConvNeXt. The usual ones by size:
   vit_tiny_patch16_224    5.5 M weights    vit_base_patch16_224   85.8 M    vit_huge_patch14_224  630.8 M
   vit_small_patch16_224  21.7 M weights    vit_large_patch16_224 303.3 M
 --img_size, --patch_size and --in_chans change the input of any of them: the sizes in the names are only defaults."""

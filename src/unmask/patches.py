@@ -34,6 +34,14 @@ def unpatchify(patches: Tensor, grid: tuple[int, ...], patch: tuple[int, ...]) -
     return x.reshape(B, C, *(g * p for g, p in zip(grid, patch)))
 
 
+def enlarged(cells: Tensor, grid: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+    """Values of the cells of a grid (B, N) as a map of a finer one (B, *size), whose sides are multiples."""
+    whole = cells.unflatten(1, grid)
+    for axis, (side, coarse) in enumerate(zip(size, grid, strict=True), 1):
+        whole = whole.repeat_interleave(side // coarse, axis)
+    return whole
+
+
 def sincos(grid: tuple[int, ...], width: int) -> Tensor:
     """Fixed sine-cosine places (N, width) of a grid, raster order, computed in float64.
 

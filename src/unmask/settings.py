@@ -158,7 +158,7 @@ class Crops:
 class Trunk:
     """Which network looks at which input. What is None is chosen for the data and the machine, and said."""
 
-    model: str | None = None  # any timm VisionTransformer, Eva, Beit or Swin name; not given: chosen for the data and machine
+    model: str | None = None  # any timm VisionTransformer, Eva, Beit, Swin, Hiera or ConvNeXt name; not given: chosen for the data and machine
     patch_size: int | None = None  # pixels a patch side; not given: the model's own
     width: int | None = None  # another width of its blocks, for networks smaller than any that has a name (timm's embed_dim)
     depth: int | None = None  # another number of blocks

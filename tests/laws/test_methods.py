@@ -19,6 +19,8 @@ from unmask.methods.dae import DAE
 from unmask.methods.data2vec import Data2Vec
 from unmask.methods.data2vec2 import Data2Vec2
 from unmask.methods.eva import EVA
+from unmask.methods.fcmae import FCMAE
+from unmask.methods.hiera_mae import HieraMAE
 from unmask.methods.igpt import IGPT
 from unmask.methods.ijepa import IJEPA
 from unmask.methods.mae import MAE
@@ -60,10 +62,21 @@ METHODS = {  # the method, its patch, views a sample, local views a sample
     "dae": (DAE(), 8, 1, 0),
     "cae": (CAE(regressor=2, decoder=1, drop_path=0), 8, 1, 0),
     "milan": (MILAN(teacher="random:vit_tiny_patch16_224"), 8, 1, 0),
+    "hiera_mae": (HieraMAE(), 1, 1, 0),
+    "fcmae": (FCMAE(), 1, 1, 0),
+    "mae, Hiera": (MAE(), 1, 1, 0),
+    "simmim, ConvNeXt": (SimMIM(cell=8, drop_path=0), 1, 1, 0),
     "ibot": (sketches.IBOT(), 4, 2, 3),
     "data2vec2": (Data2Vec2(masks=3, decoder_noise=0), 8, 1, 0),
     "mocov3": (MoCoV3(hidden=32, out=16), 8, 2, 0),
     "simclr": (SimCLR(out=16, temperature=0.5), 8, 2, 0),
+}
+STAGES = {"depth": None, "heads": None}
+NETWORKS = {  # methods that want another network than `SMALL`
+    "hiera_mae": {"model": "hiera_tiny_224", "width": 24} | STAGES,
+    "fcmae": {"model": "convnextv2_atto", "width": 8} | STAGES,
+    "mae, Hiera": {"model": "hiera_tiny_224", "width": 24} | STAGES,
+    "simmim, ConvNeXt": {"model": "convnextv2_atto", "width": 8} | STAGES,
 }
 CODED = {"beit", "beit2", "cae"}  # methods that predict the codes of a tokenizer
 MOVING = {"mae, raw pixels, a moving ratio": 2, "ijepa": 2}  # graphs: the second has the lengths as variables
@@ -88,7 +101,7 @@ def case(name: str, samples=4, make=pictures, **build) -> Case:
     if name in CODED:
         method = replace(method, tokenizer=vocabulary(build.get("in_chans", 3)))
     size = {key: build[key] for key in ("img_size", "in_chans") if key in build}
-    return case_of(method, signal(name, samples=samples, make=make, **size), samples, **{"patch_size": patch} | build)
+    return case_of(method, signal(name, samples=samples, make=make, **size), samples, **{"patch_size": patch} | NETWORKS.get(name, {}) | build)
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,6 @@ def witness_of(name: str | Path, opened: Any) -> Any:
 
 def trained_of(name: str | Path, opened: Any) -> Callable[[Any], Any] | None:
     """The encoder as the run trained it, from model.safetensors and through the masking adapter; None where there is none of this size."""
-    import torch
 
     from unmask.encoders.adapter import Adapter
     from unmask.load import load as load_learner
@@ -151,9 +150,7 @@ def trained_of(name: str | Path, opened: Any) -> Callable[[Any], Any] | None:
         return None
 
     def see(x: Any) -> Any:
-        features = encoder(x)
-        tokens = torch.cat([features.prefix, features.patches], dim=1)  # (B, P + N, D)
-        return tokens.reshape(opened.model.forward_features(x).shape)  # Swin's own are (B, H, W, D)
+        return encoder.as_timm(encoder(x), encoder.grid(x))
 
     return see
 

@@ -65,7 +65,7 @@ def _refuse(recipe: Recipe, out: Path) -> None:
     check_data(recipe.data)
     folder.refuse_taken(out)
     if recipe.trunk.model is not None:
-        names.check(recipe.trunk.model)
+        names.check(recipe.trunk.model, kinds=vars(type(recipe.method)).get("kinds", names.TRAINABLE))
     if recipe.trunk.init is not None:
         identify(recipe.trunk.init)
     for name in vars(type(recipe.method)).get("needs", ()):

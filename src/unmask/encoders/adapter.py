@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.encoders.features import Features
+from unmask.encoders.stem import in_chans_of, size_of
 from unmask.mask import Mask
 from unmask.patches import grid_of
 
@@ -44,11 +45,11 @@ class Adapter(nn.Module, ABC):
 
     @property
     def img_size(self) -> tuple[int, int]:
-        return tuple(self.trunk.patch_embed.img_size)
+        return size_of(self.trunk)
 
     @property
     def in_chans(self) -> int:
-        return self.trunk.patch_embed.proj.in_channels
+        return in_chans_of(self.trunk)
 
     @property
     def own_grid(self) -> tuple[int, int]:
@@ -65,3 +66,7 @@ class Adapter(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, mask: Mask | None = None) -> Features: ...
+
+    def as_timm(self, features: Features, grid: tuple[int, ...]) -> Tensor:
+        """Features of all places as timm's own `forward_features` gives them: (B, P + N, D) where a family has no form of its own."""
+        return torch.cat([features.prefix, features.patches], dim=1)

@@ -10,7 +10,7 @@ from pathlib import Path
 from unmask.errors import Refused
 from unmask.options import suggestion
 
-TRAINABLE = ("VisionTransformer", "Eva", "Beit", "SwinTransformer")  # the families that can be masked
+TRAINABLE = ("VisionTransformer", "Eva", "Beit", "SwinTransformer", "Hiera", "ConvNeXt")  # the families that can be masked
 PATTERN = re.compile(r"^@register_model\s*\ndef (\w+)\([^)]*\)(?:\s*->\s*(\w+))?", re.MULTILINE)
 
 
@@ -25,14 +25,20 @@ def names() -> dict[str, str]:
     return {name: kind for text in texts for name, kind in PATTERN.findall(text)}
 
 
-def check(name: str, said: str = "--model") -> None:
-    """Refuse a name that timm does not have, or of a network that cannot be masked. The tag of `name.tag` (published weights) is left to timm."""
+def staged(name: str) -> bool:
+    """Whether the network works in stages, whose last sees a square of 8 by 8 patches as one."""
+    return names().get(name.partition(".")[0], "") in ("SwinTransformer", "Hiera", "ConvNeXt")
+
+
+def check(name: str, said: str = "--model", kinds: tuple[str, ...] = TRAINABLE) -> None:
+    """Refuse a name that timm does not have, or of a network that is none of `kinds`. The tag of `name.tag` (published weights) is left to timm."""
     known, base = names(), name.partition(".")[0]
     if base not in known:
-        fit = [other for other, kind in known.items() if kind in TRAINABLE]
+        fit = [other for other, kind in known.items() if kind in kinds]
         raise Refused(f"{said}: timm has no model '{name}'{suggestion(base, fit)} (`unmask models` lists them)")
-    if known[base] not in (*TRAINABLE, ""):
-        raise Refused(f"{said}: {name} is a {known[base]}; choose a VisionTransformer, Eva, Beit or Swin of timm (`unmask models` lists them)")
+    if known[base] not in (*kinds, ""):
+        wanted = f"{', '.join(kinds[:-1])} or {kinds[-1]}" if len(kinds) > 1 else kinds[0]
+        raise Refused(f"{said}: {name} is a {known[base]}; choose a {wanted} of timm (`unmask models` lists them)")
 
 
 def trainable() -> list[str]:

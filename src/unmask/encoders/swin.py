@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from unmask.encoders.adapter import Adapter, Hiding
 from unmask.encoders.features import Features
 from unmask.mask import Mask
+from unmask.patches import enlarged
 
 
 class Swin(Adapter):
@@ -70,11 +71,13 @@ class Swin(Adapter):
         x = x.flatten(1, 2)  # (B, N, D)
         return Features(x, x[:, :0])
 
+    def as_timm(self, features: Features, grid: tuple[int, ...]) -> Tensor:
+        return features.patches.unflatten(1, grid)  # (B, h, w, D)
+
 
 def spread(mask: Mask, size: tuple[int, ...]) -> Tensor:
     """The mask of squares as one of the finer grid (B, *size), True = masked."""
-    times = [side // coarse for side, coarse in zip(size, mask.grid, strict=True)]
-    return mask.map.unflatten(1, mask.grid).repeat_interleave(times[0], 1).repeat_interleave(times[1], 2)
+    return enlarged(mask.map, mask.grid, tuple(size))
 
 
 def closed(block: Any, x: Tensor, hidden: Tensor) -> Tensor:

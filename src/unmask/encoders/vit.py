@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 
 import torch
+from timm.models.beit import Beit
 from timm.models.eva import Eva
-from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -93,7 +93,7 @@ class ViT(Adapter):
 
 def fix_places(trunk: nn.Module) -> None:
     """Replace learned absolute places by the fixed sine-cosine table (MAE, appendix A.1); without a table nothing changes."""
-    if isinstance(trunk, SwinTransformer) or trunk.pos_embed is None:
+    if not isinstance(trunk, VisionTransformer | Eva | Beit) or trunk.pos_embed is None:
         return
     table = torch.zeros_like(trunk.pos_embed)
     rows = sincos(tuple(trunk.patch_embed.grid_size), trunk.embed_dim)

@@ -14,6 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from timm.models.hiera import Hiera
 from torch import nn
 
 from unmask import __version__
@@ -226,7 +227,8 @@ def tokens_of(encoder: Encoder) -> str:
     """What the tokens are."""
     prefix = vars(encoder.model).get("num_prefix_tokens")
     if prefix is None or encoder.patch_size is None:
-        return "It gives the network's feature map."
+        said = " sorted by place within a mask unit, as timm's Hiera leaves them; `forward_intermediates` gives maps" if isinstance(encoder.model, Hiera) else ""
+        return f"It gives the network's feature map{said}."
     place = "before" if isinstance(encoder.model.norm, nn.Identity) else "after"
     rows, columns = (side // patch for side, patch in zip(encoder.img_size, encoder.patch_size))
     first = f"{prefix} token{'s' * (prefix > 1)} of the whole picture first, then " if prefix else ""

@@ -15,12 +15,15 @@ from typing import Any
 import timm
 import torch
 from timm.models.beit import Beit
+from timm.models.convnext import ConvNeXt
 from timm.models.eva import Eva
+from timm.models.hiera import Hiera
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 
 from unmask import seeds
 from unmask.encoders.build import FAMILIES, create_trunk
+from unmask.encoders.stem import grid_of_places, multiple_of
 from unmask.encoders.vit import fix_places, mae_init
 from unmask.errors import Refused
 from unmask.interchange.foreign import encoder_of, fill_whole, from_huggingface_folder, from_timm_folder, from_weights, tuples
@@ -118,14 +121,15 @@ def resize(encoder: Encoder, img_size: tuple[int, int]) -> Encoder:
         model = copy.deepcopy(encoder.model)
         model.set_input_size(img_size=img_size)
         return dataclasses.replace(encoder, model=model.requires_grad_(False), img_size=img_size, kwargs={**encoder.kwargs, "img_size": img_size})
-    if not isinstance(encoder.model, VisionTransformer | Eva):
+    if not isinstance(encoder.model, VisionTransformer | Eva | Hiera | ConvNeXt):
         return dataclasses.replace(encoder, img_size=img_size)
-    if encoder.patch_size and any(side % patch for side, patch in zip(img_size, encoder.patch_size)):
-        raise Refused(f"--img_size {img_size[0]} {img_size[1]} is no multiple of the encoder's patch {encoder.patch_size[0]}")
+    if any(side % patch for side, patch in zip(img_size, multiple_of(encoder.model))):
+        raise Refused(f"--img_size {img_size[0]} {img_size[1]} is no multiple of the encoder's patch {multiple_of(encoder.model)[0]}")
     kwargs = {**encoder.kwargs, "img_size": img_size}
     model, state = rebuild(encoder.name, kwargs), dict(encoder.model.state_dict())
-    if encoder.model.pos_embed is not None:
-        old, new = tuple(encoder.model.patch_embed.grid_size), tuple(model.patch_embed.grid_size)
+    table = state.get("pos_embed")
+    if table is not None and table.dim() == 3:
+        old, new = grid_of_places(encoder.model), grid_of_places(model)
         prefix = state["pos_embed"].shape[1] - old[0] * old[1]
         state["pos_embed"] = resize_places(state["pos_embed"], old, new, prefix)
     fill_whole(model, state, encoder.source)
@@ -136,9 +140,9 @@ def _random(encoder: Encoder, seed: int) -> Encoder:
     """The network with the weights of a fresh start: MAE's initial values; fixed sine-cosine places stay what they are."""
     torch.default_generator.manual_seed(seeds.key(seed, "random encoder"))
     model = rebuild(encoder.name, encoder.kwargs)
-    if isinstance(model, VisionTransformer | Eva):
+    if isinstance(model, VisionTransformer | Eva | Hiera):
         mae_init(model)
-        if encoder.source.startswith("random:") or _places_are_fixed(encoder.model):
+        if not isinstance(model, Hiera) and (encoder.source.startswith("random:") or _places_are_fixed(encoder.model)):
             fix_places(model)
     return dataclasses.replace(encoder, model=model.eval().requires_grad_(False), source=f"{encoder.source}, weights drawn from seed {seed}")
 

@@ -11,7 +11,7 @@ import timm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from unmask.encoders.build import FAMILIES, FIXED
+from unmask.encoders.build import FAMILIES, FIXED, STAGED
 from unmask.errors import Refused
 from unmask.interchange import aim, bootmae, huggingface, huggingface_names, published
 from unmask.interchange.families import UNKNOWN, groups, shortly
@@ -255,8 +255,8 @@ def from_timm_folder(folder: Path) -> Encoder:
     if not timm.is_model(name):
         raise Refused(f"{folder} holds '{name}', which timm {timm.__version__} does not have")
     family = timm.model_entrypoint(name).__module__
-    if family not in FAMILIES | FIXED:
-        raise Refused(f"{folder} holds timm's {name}: of folders this version opens VisionTransformer, Eva, Beit and Swin; timm:NAME takes the others")
+    if family not in (*FAMILIES, *FIXED, *STAGED):
+        raise Refused(f"{folder} holds timm's {name}: of folders this version opens VisionTransformer, Eva, Beit, Swin, Hiera and ConvNeXt; timm:NAME takes the others")
     state = read_folder(folder).state
     classifier = known.get("classifier") or "head"
     state = {key: value for key, value in state.items() if not key.startswith(f"{classifier}.")}

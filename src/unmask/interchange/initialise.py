@@ -20,10 +20,12 @@ from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed_sincos import RotaryEmbeddingCat
 from timm.models.beit import Beit
 from timm.models.eva import Eva
+from timm.models.hiera import Hiera
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from unmask.encoders.stem import grid_of_places, in_chans_of, patch_of, size_of, stem
 from unmask.errors import Refused
 from unmask.interchange import huggingface, official
 from unmask.interchange.encoder import Encoder, load_encoder, resize
@@ -33,7 +35,8 @@ from unmask.interchange.weights import read, read_folder, read_safetensors
 from unmask.patches import resize_places, sincos
 
 DECODER = "objectives.pixels.decoder."  # where a learner that predicts pixels has its decoder
-WEIGHT, BIAS = "patch_embed.proj.weight", "patch_embed.proj.bias"
+PARTS = (DECODER, "objectives.pixels.through.")  # and what stands before it (Hiera's stages joined)
+WEIGHT = "patch_embed.proj.weight"
 
 
 def fill(trunk: Any, name: str, statistics: Mapping[str, Sequence[float]] | None = None, heads: int | None = None) -> list[str]:
@@ -61,7 +64,7 @@ def fill(trunk: Any, name: str, statistics: Mapping[str, Sequence[float]] | None
 
 def _relative(opened: Encoder, trunk: Any) -> tuple[Encoder, list[str]]:
     """The source for pictures of this run's size, where its places are relative ones: timm makes their tables anew."""
-    here, there = tuple(trunk.patch_embed.img_size), opened.img_size
+    here, there = size_of(trunk), opened.img_size
     if isinstance(opened.model, Beit) and isinstance(trunk, Beit):
         return resize(opened, here), [f"places for pictures of {_by(there)} made anew for {_by(here)}"] if here != there else []
     if isinstance(opened.model, SwinTransformer) and isinstance(trunk, SwinTransformer):
@@ -85,24 +88,31 @@ def _numbers(values: set[float]) -> str:
 
 def _channels(state: dict[str, Tensor], opened: Encoder, trunk: Any, statistics: Mapping[str, Sequence[float]] | None, name: str) -> list[str]:
     """Fit the patch embedding to this run's channels and normalisation."""
-    there, here = opened.in_chans, trunk.patch_embed.proj.in_channels
-    weight = state[WEIGHT]  # (D, C, p, p)
+    there, here = opened.in_chans, in_chans_of(trunk)
+    first, bias = f"{stem(trunk)}.weight", f"{stem(trunk)}.bias"
+    _same_stem(state, trunk, name)
+    weight = state[first]  # (D, C, p, p)
     lines = []
     if there not in (1, 3, here):
         raise Refused(f"--init {name} looks at {there} channels and these pictures have {here}: only weights for 1 or 3 channels can be fitted to others")
     if statistics and opened.mean and opened.std and here in (there, 1) and len(statistics["mean"]) == here:
         weight, shift = _normalised(weight, opened.mean, opened.std, statistics)
         lines += ["the difference between its normalisation and this run's is put into the patch embedding"] if _differs(opened, statistics) else []
-        if BIAS in state:
-            state[BIAS] = state[BIAS] + shift
+        if bias in state:
+            state[bias] = state[bias] + shift
     if here == 1 and there == 3:
         weight = weight.sum(dim=1, keepdim=True)
         lines.append("3 channels to 1: the patch embedding's colours are summed, as for a grey picture")
     elif here != there:
         weight = weight.repeat(1, -(-here // there), 1, 1)[:, :here] * (there / here)
         lines.append(f"{there} channel{'s' * (there > 1)} to {here}: the patch embedding is repeated and scaled by {there}/{here}; its colours mean nothing now")
-    state[WEIGHT] = weight.contiguous()
+    state[first] = weight.contiguous()
     return lines
+
+
+def _same_stem(state: Mapping[str, Tensor], trunk: Any, name: str) -> None:
+    if f"{stem(trunk)}.weight" not in state:
+        raise Refused(f"--init {name} is another kind of network than this {type(trunk).__name__}: say no --model, and the network is that of the weights")
 
 
 def _normalised(weight: Tensor, mean: Sequence[float], std: Sequence[float], statistics: Mapping[str, Sequence[float]]) -> tuple[Tensor, Tensor]:
@@ -123,18 +133,19 @@ def _differs(opened: Encoder, statistics: Mapping[str, Sequence[float]]) -> bool
 
 def _patches(state: dict[str, Tensor], trunk: Any) -> list[str]:
     """Fit the patch embedding to another patch: what it says of a picture resized with its patches stays the same."""
-    old, new = tuple(state[WEIGHT].shape[2:]), tuple(trunk.patch_embed.patch_size)
-    if old == new:
+    first, new = f"{stem(trunk)}.weight", patch_of(trunk)
+    old = tuple(state[first].shape[2:])
+    if old == new or isinstance(trunk, Hiera):
         return []
-    state[WEIGHT] = resample_patch_embed(state[WEIGHT], list(new)).contiguous()
+    state[first] = resample_patch_embed(state[first], list(new)).contiguous()
     return [f"patches of {_by(old)} to {_by(new)}: the patch embedding is resampled (FlexiViT)"]
 
 
 def _places(state: dict[str, Tensor], opened: Encoder, trunk: Any) -> list[str]:
     """Fit the table of places to this run's grid."""
-    if not isinstance(trunk, VisionTransformer | Eva) or "pos_embed" not in state or trunk.pos_embed is None:
+    if not isinstance(trunk, VisionTransformer | Eva | Hiera) or "pos_embed" not in state or trunk.pos_embed is None or trunk.pos_embed.dim() != 3:
         return []
-    old, new = tuple(opened.model.patch_embed.grid_size), tuple(trunk.patch_embed.grid_size)
+    old, new = grid_of_places(opened.model), grid_of_places(trunk)
     prefix = state["pos_embed"].shape[1] - old[0] * old[1]
     state["pos_embed"] = resize_places(state["pos_embed"], old, new, prefix)
     return [f"places of a grid of {_by(old)} to {_by(new)}: interpolated"] if old != new else []
@@ -159,7 +170,8 @@ def _compare(state: Mapping[str, Tensor], opened: Encoder, trunk: Any, name: str
         if key not in own or key not in state:
             raise Refused(f"--init {name} {'has' if key in state else 'lacks'} {key}, and this network {'lacks' if key in state else 'has'} it: {advice}")
         if state[key].shape != own[key].shape:
-            advice = hint if state[WEIGHT].shape[0] != own[WEIGHT].shape[0] else advice
+            first = f"{stem(trunk)}.weight"
+            advice = hint if state[first].shape[0] != own[first].shape[0] else advice
             raise Refused(f"--init {name} does not fit: {key} is {_by(state[key].shape)} there and {_by(own[key].shape)} here; {advice}")
 
 
@@ -168,14 +180,15 @@ def fill_decoder(learner: nn.Module, name: str) -> list[str]:
 
     Its last layer begins anew where patches or channels are others. Learners without MAE's decoder are left as they are.
     """
-    own = {key: value for key, value in learner.state_dict().items() if key.startswith(DECODER)}
+    own = {key: value for key, value in learner.state_dict().items() if key.startswith(PARTS)}
     if f"{DECODER}mask_token" not in own:
         return []
     theirs, heads = _decoder_of(name)
     if not theirs:
         return ["decoder: begins anew, the source has none"]
     last = {key for key in own if key.startswith(f"{DECODER}predict.")}
-    mine = learner.get_submodule(f"{DECODER}blocks.0.attn").num_heads
+    attends = f"{DECODER}blocks.0.attn.qkv.weight" in own
+    mine = learner.get_submodule(f"{DECODER}blocks.0.attn").num_heads if attends else heads
     sizes = _size(theirs, heads)
     if sizes != _size(own, mine):
         words = " ".join(f"--method.{name} {value}" for name, value in sizes.items())
@@ -214,7 +227,7 @@ def _held(name: str) -> tuple[dict[str, Tensor], int]:
         if "method" in words:
             given = json.loads(words["settings"]).get("decoder_heads")
             width = state.get(f"{DECODER}mask_token", torch.empty(0)).shape[-1]
-            return {key: value for key, value in state.items() if key.startswith(DECODER)}, given or (width // 32 if width % 32 == 0 else 1)
+            return {key: value for key, value in state.items() if key.startswith(PARTS)}, given or (width // 32 if width % 32 == 0 else 1)
     if kind == "hugging face folder":
         config, family = read_config(Path(where))
         decoder = {key: value for key, value in huggingface.from_huggingface(read_folder(Path(where)).state, family)[0].items() if _of_mae(key)}

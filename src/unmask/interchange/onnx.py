@@ -8,6 +8,7 @@ Source: torch.onnx.export (dynamo), https://onnx.ai/onnx/repo-docs/IR.html for `
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import logging
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from timm.models.beit import Beit
 from timm.models.eva import Eva
+from timm.models.hiera import MaskUnitAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -94,7 +96,13 @@ def beside(file: Path) -> Iterator[Path]:
 def traced(encoder: Encoder, file: Path, outside: bool) -> None:
     """Write the file, with what has to be known to feed it as metadata."""
     x = torch.zeros(2, encoder.in_chans, *encoder.img_size)  # two: a batch of one would be taken for a constant
-    model = Named(encoder.model.eval())
+    network = encoder.model.eval()
+    if any(isinstance(module, MaskUnitAttention) for module in network.modules()):  # its queries have five axes, and ONNX's attention knows four
+        network = copy.deepcopy(network)
+        for module in network.modules():
+            if isinstance(module, MaskUnitAttention):
+                module.fused_attn = False
+    model = Named(network)
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
             model,

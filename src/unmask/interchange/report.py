@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from timm.models.beit import Beit
+from timm.models.convnext import ConvNeXt
+from timm.models.hiera import Hiera
 from timm.models.swin_transformer import SwinTransformer
 
+from unmask.encoders.stem import in_chans_of, patch_of, size_of
 from unmask.interchange.families import shortly
 
 
@@ -35,9 +39,9 @@ class Report:
 
 def network_in_words(name: str, trunk: Any) -> str:
     """A timm transformer in a phrase: its size, heads and input."""
-    patch, size, channels = trunk.patch_embed.patch_size, trunk.patch_embed.img_size, trunk.patch_embed.proj.in_channels
+    patch, size, channels = patch_of(trunk), size_of(trunk), in_chans_of(trunk)
     side = f"{patch[0]}" if patch[0] == patch[1] else f"{patch[0]}x{patch[1]}"
-    what = _stages(trunk) if isinstance(trunk, SwinTransformer) else f"{len(trunk.blocks)} blocks of width {trunk.embed_dim}, {trunk.blocks[0].attn.num_heads} heads{_places(trunk)}"
+    what = _stages(trunk) if isinstance(trunk, SwinTransformer | Hiera | ConvNeXt) else f"{len(trunk.blocks)} blocks of width {trunk.embed_dim}, {trunk.blocks[0].attn.num_heads} heads{_places(trunk)}"
     return f"{name}, {what}, patches of {side}, pictures of {size[0]}x{size[1]} with {channels} channel{'s' * (channels > 1)}"
 
 
@@ -50,7 +54,12 @@ def _places(trunk: Any) -> str:
     return ", relative places in each block" if trunk.blocks[0].attn.relative_position_bias_table is not None else ""
 
 
-def _stages(trunk: SwinTransformer) -> str:
+def _stages(trunk: Any) -> str:
+    if isinstance(trunk, Hiera):
+        counts = [end - before for before, end in pairwise([-1, *trunk.stage_ends])]
+        return f"stages of {'-'.join(map(str, counts))} blocks, width {trunk.patch_embed.proj.out_channels} to {trunk.num_features}, pooled {trunk.q_pool} times"
+    if isinstance(trunk, ConvNeXt):
+        return f"stages of {'-'.join(str(len(stage.blocks)) for stage in trunk.stages)} blocks, width {trunk.stem[0].out_channels} to {trunk.num_features}"
     blocks = [list(stage.blocks) for stage in trunk.layers]
     windows = sorted({f"{block.window_size[0]}" for stage in blocks for block in stage}, key=int)
     return f"stages of {'-'.join(str(len(stage)) for stage in blocks)} blocks, width {trunk.patch_embed.proj.out_channels} to {trunk.num_features}, windows of {' and '.join(windows)}"

@@ -21,6 +21,8 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from unmask.encoders.build import constructor
+from unmask.encoders.stem import in_chans_of, patch_of, size_of
 from unmask.errors import Refused
 from unmask.interchange.report import Report
 from unmask.settings import FORMAT
@@ -66,7 +68,7 @@ def describe(trunk: Any, meta: Mapping[str, Any] | None = None) -> dict[str, str
     """
     kwargs = dict(vars(trunk).get("unmask_kwargs") or _arguments(trunk))
     known = {"format": FORMAT, "model": kwargs.pop("model"), "kwargs": kwargs}
-    known |= {"img_size": list(kwargs["img_size"]), "in_chans": kwargs["in_chans"], "patch_size": list(trunk.patch_embed.patch_size)} if "img_size" in kwargs else {}
+    known |= {"img_size": list(kwargs["img_size"]), "in_chans": kwargs["in_chans"], "patch_size": list(patch_of(trunk))} if "img_size" in kwargs else {}
     words = known | {"low": [0.0], "high": [255.0]} | {key: value for key, value in (meta or {}).items() if value is not None and key != "kwargs"}
     return {key: value if isinstance(value, str) else json.dumps(plain(value)) for key, value in words.items()}
 
@@ -77,7 +79,7 @@ def rebuild(name: str, kwargs: Mapping[str, Any], pretrained: bool = False, empt
     One argument is ours: `norm_eps`, what every LayerNorm adds to the variance where it is not timm's 1e-6. `empty`: weights
     will be loaded, so none are drawn (of ViT-L that saves seconds).
     """
-    arguments: dict[str, Any] = dict(kwargs)
+    arguments = constructor(name, kwargs)
     eps = arguments.pop("norm_eps", None)
     with torch.device("meta") if empty else contextlib.nullcontext():
         model = timm.create_model(name, pretrained=pretrained, **arguments)
@@ -99,7 +101,7 @@ def set_norm_eps(model: nn.Module, eps: float) -> None:
 def _arguments(trunk: Any) -> dict[str, Any]:
     """The arguments of a timm model that was built elsewhere, as timm itself recorded them (timm 1.0.23 and newer; before: sizes only)."""
     recorded = {key: value for key, value in vars(trunk).get("_model_args", {}).items() if not key.startswith("pretrained")}
-    sizes = {"img_size": trunk.patch_embed.img_size, "in_chans": trunk.patch_embed.proj.in_channels, "num_classes": trunk.num_classes}
+    sizes = {"img_size": size_of(trunk), "in_chans": in_chans_of(trunk), "num_classes": trunk.num_classes}
     return {"dynamic_img_size": True} | recorded | sizes | {"model": trunk.pretrained_cfg["architecture"]}
 
 

@@ -12,8 +12,11 @@ from typing import Any
 
 import timm
 from safetensors.torch import load, save
+from timm.models.convnext import ConvNeXt
+from timm.models.hiera import Hiera
 
-from unmask.encoders.build import KINDS
+from unmask.encoders.build import KINDS, constructor
+from unmask.encoders.stem import stem
 from unmask.errors import Failed, Refused
 from unmask.interchange.card import CARD, MODES, Facts, ordinary, refuse_edited, tensor_line
 from unmask.interchange.timm import Encoder, describe, plain, rebuild, sight_of, whole_folder, write
@@ -28,7 +31,7 @@ import timm
 
 encoder = timm.create_model("local-dir:{name}", pretrained=True, num_classes=0).eval()
 {picture}
-tokens = encoder.forward_features(x)  # (1, tokens, {width})
+tokens = encoder.forward_features(x)  # (1, {shape})
 """
 TRANSFORM = """\
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(encoder))
@@ -43,7 +46,7 @@ def export_timm(encoder: Encoder, out: str | Path, witness: Witness | None = Non
     if timm.is_model(encoder.name) and timm.model_entrypoint(encoder.name).__module__.startswith("unmask."):
         raise Refused(f"timm has no network '{encoder.name}': the name is unmask's own, and elsewhere nobody could open the folder; --to onnx, or --to safetensors")
     if not isinstance(encoder.model, KINDS):
-        raise Refused(f"--to timm writes a VisionTransformer, Eva, Beit or Swin; a {type(encoder.model).__name__} is in encoder.safetensors of its run, by timm's own names")
+        raise Refused(f"--to timm writes a VisionTransformer, Eva, Beit, Swin, Hiera or ConvNeXt; a {type(encoder.model).__name__} is in encoder.safetensors of its run, by timm's own names")
     witness, facts, out = witness or Witness.of(encoder), facts or Facts(), Path(out)
     refuse_edited(out)
     with whole_folder(out, OWN) as folder:
@@ -65,7 +68,8 @@ def export_timm(encoder: Encoder, out: str | Path, witness: Witness | None = Non
 def use_of(encoder: Encoder, name: str) -> str:
     """Lines of Python that open the folder and look at a picture; where Pillow holds no such pictures, at numbers."""
     first, picture = ("from PIL import Image", TRANSFORM.format(mode=MODES[encoder.in_chans])) if ordinary(encoder) else ("import torch", tensor_line(encoder))
-    return USE.format(first=first, name=name, picture=picture, width=encoder.model.num_features)
+    width = encoder.model.num_features
+    return USE.format(first=first, name=name, picture=picture, shape=f"{width}, rows, columns" if isinstance(encoder.model, ConvNeXt) else f"tokens, {width}")
 
 
 def config_of(encoder: Encoder) -> dict[str, Any]:
@@ -76,8 +80,8 @@ def config_of(encoder: Encoder) -> dict[str, Any]:
         "architecture": encoder.name,
         "num_classes": 0,
         "num_features": encoder.model.num_features,
-        "global_pool": encoder.model.global_pool,
-        "model_args": plain({key: value for key, value in encoder.kwargs.items() if key not in ELSEWHERE}),
+        "global_pool": vars(encoder.model).get("global_pool", "avg"),  # Hiera and ConvNeXt keep it in their head
+        "model_args": plain({key: value for key, value in constructor(encoder.name, encoder.kwargs).items() if key not in ELSEWHERE}),
         "pretrained_cfg": {
             "input_size": [encoder.in_chans, height, width],
             "fixed_input_size": False,
@@ -86,8 +90,8 @@ def config_of(encoder: Encoder) -> dict[str, Any]:
             "crop_mode": "center",
             "num_classes": 0,
             "pool_size": None,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
+            "first_conv": stem(encoder.model),
+            "classifier": "head.fc" if isinstance(encoder.model, Hiera | ConvNeXt) else "head",
             "tag": "unmask",
         }
         | statistics,

@@ -22,6 +22,8 @@ METHODS: dict[str, str] = {
     "milan": "unmask/methods/milan.py:MILAN",
     "mocov3": "unmask/methods/mocov3.py:MoCoV3",
     "simclr": "unmask/methods/simclr.py:SimCLR",
+    "hiera_mae": "unmask/methods/hiera_mae.py:HieraMAE",
+    "fcmae": "unmask/methods/fcmae.py:FCMAE",
 }
 TOKENIZERS: dict[str, str] = {  # vocabularies that some methods predict, trained by the same loop
     "dvae": "unmask/methods/dvae.py:DVAE",

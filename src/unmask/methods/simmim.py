@@ -9,9 +9,10 @@ from torch import nn
 
 from unmask import losses
 from unmask.decoders import Linear, patch_values
+from unmask.encoders.beit import Beit
 from unmask.encoders.build import build, drop_path
 from unmask.encoders.initial import beit_init
-from unmask.encoders.swin import Swin
+from unmask.encoders.vit import ViT
 from unmask.errors import Refused
 from unmask.masking import Random
 from unmask.model import MaskedModel, Predict
@@ -57,15 +58,15 @@ class SimMIM:
         patch_size: int | None = None,
         **sizes: Any,
     ) -> MaskedModel:
-        """A fresh learner over a timm VisionTransformer, Eva, Beit (the paper's ViT-B) or SwinTransformer."""
+        """A fresh learner over a timm VisionTransformer, Eva, Beit (the paper's ViT-B), SwinTransformer, Hiera or ConvNeXt."""
         encoder = build(model, img_size, in_chans, patch_size, masked="token", **sizes)
-        swin = isinstance(encoder, Swin)
-        if not swin:
-            beit_init(encoder)  # Swin keeps timm's values, which are the paper's: normal .02, not cut
-        drop_path(encoder, self.drop_path if self.drop_path is not None else 0.0 if swin else 0.1)
+        stages = not isinstance(encoder, ViT | Beit)
+        if not stages:
+            beit_init(encoder)  # Swin keeps timm's values, which are the paper's: normal .02, not cut; so do its like
+        drop_path(encoder, self.drop_path if self.drop_path is not None else 0.0 if stages else 0.1)
         decoder = Linear(encoder.width, patch_values(encoder.patch, encoder.in_chans))
         predict = Predict(decoder, Pixels(encoder.patch, normalize=False), losses.l1)
-        undecayed = ("cls_token", "pos_embed", *(("mask_token",) if swin else ()))
+        undecayed = ("cls_token", "pos_embed", *(("mask_token",) if stages else ()))
         return MaskedModel(encoder, self.strategy(encoder.own_grid, encoder.patch), {"pixels": predict}, undecayed=undecayed, pooling="avg")
 
     def cells(self, patch: tuple[int, ...], img_size: tuple[int, ...]) -> tuple[int, ...]:

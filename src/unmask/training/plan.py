@@ -18,6 +18,7 @@ from unmask.data.recolour import local_size
 from unmask.data.sampler import share
 from unmask.data.statistics import Format
 from unmask.decoders import default_size
+from unmask.encoders import names
 from unmask.errors import Refused
 from unmask.model import Learner
 from unmask.recipe import Recipe
@@ -29,7 +30,7 @@ from unmask.training.progress import duration
 CPU_SAMPLES = 200_000  # pictures seen in a run on a CPU: where kNN of a small MAE on CIFAR-10 is clearly above the random encoder's
 CPU_TIME = 3600.0  # seconds that a run on a CPU takes at most, where nobody said how long
 GPU_SAMPLES = 4_000_000  # pictures seen in a run on a GPU: 400 epochs of ten thousand
-MERGED = 8  # patches a side that a stage-wise network (Swin) merges into one feature
+MERGED = 8  # patches a side that a network of stages (Swin, Hiera, ConvNeXt) merges into one feature
 CPU_DEPTH = 6  # blocks of the network on a CPU: half of ViT-Tiny's, which sees twice the pictures in the same time
 SHORT = 20_000  # optimiser steps below which the paper's rate, made for hundreds of thousands, hardly moves the weights
 SHORT_RATE = 2e-3  # learning rate per 256 pictures for such runs: what MAE learned well with on CIFAR-10; no rates have been compared, and of no other method
@@ -90,11 +91,18 @@ def network(recipe: Recipe, format: Format, device: str, encoder: bool = True) -
     if trunk.in_chans is None:
         trunk = replace(trunk, in_chans=format.in_chans)
     short, most = min(format.size) if format.size else 224, 64 if device == "cpu" else 224
+    most = most if trunk.model is None else 224
     own = re.search(r"_patch(\d+)", trunk.model or "")
+    if trunk.model is None and encoder and (network := vars(type(recipe.method)).get("network")):
+        least, *larger = vars(type(recipe.method))["patches"]
+        patch = trunk.patch_size or max([least, *(size for size in larger if 4 * MERGED * size <= min(trunk.img_size or (short, most)))])
+        trunk = replace(trunk, model=network, patch_size=patch)
+        said.append(f"model {network} with patches of {patch}: {recipe.name} is made for it, and hides squares of {MERGED * patch} pixels")
     if trunk.img_size is None:
-        patch = trunk.patch_size or (int(own[1]) if own else None) or patch_for(min(short, most))
-        patch *= MERGED if (trunk.model or "").startswith("swin") else 1
-        side = max(patch * 4 if patch <= 16 else patch * 2, min(short, most if trunk.model is None else 224) // patch * patch)
+        staged = names.staged(trunk.model or "")
+        patch = trunk.patch_size or (int(own[1]) if own else 4 if staged else None) or patch_for(min(short, most))
+        patch *= MERGED if staged else 1
+        side = max(patch * 4 if patch <= 16 else patch * 2, min(short, most) // patch * patch)
         trunk = replace(trunk, img_size=(side, side))
         said.append(f"img_size {side}: the pictures are about {short} px" + (", and less is fast enough for a CPU" if side < short and device == "cpu" else ""))
     if trunk.model is None and encoder:

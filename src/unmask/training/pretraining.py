@@ -14,6 +14,7 @@ from unmask import seeds
 from unmask.data.loader import Pictures
 from unmask.data.sources import Source, open_source
 from unmask.data.statistics import Format, survey
+from unmask.encoders.build import sizes_of
 from unmask.errors import Refused
 from unmask.interchange.encoder import describe, load_encoder, save_encoder
 from unmask.interchange.initialise import decoder_size, fill, fill_decoder
@@ -127,9 +128,7 @@ def started(recipe: Recipe) -> Recipe:
     if trunk.model is not None:
         return recipe
     opened = load_encoder(trunk.init, heads=trunk.heads, say=lambda line: None)  # the report follows when the network is filled
-    sizes = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "patch_size": "patch_size"}
-    own = opened.model.unmask_kwargs
-    given = {name: own[theirs] for name, theirs in sizes.items() if getattr(trunk, name) is None and isinstance(own.get(theirs), int)}  # Swin's heads are several
+    given = {name: value for name, value in sizes_of(opened.model.unmask_kwargs).items() if getattr(trunk, name) is None}
     return replace(recipe, trunk=replace(trunk, model=opened.name, img_size=trunk.img_size or opened.img_size, **given))
 
 

@@ -18,7 +18,7 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from unmask.encoders.adapter import Adapter
-from unmask.encoders.build import FAMILIES, FIXED, adapted
+from unmask.encoders.build import FAMILIES, FIXED, adapted, constructor
 from unmask.encoders.build import drop_path as leave_out
 from unmask.errors import Refused
 from unmask.interchange.timm import rebuild
@@ -197,7 +197,7 @@ class Classifier(Learner):
 def network(model: str, kwargs: Mapping[str, Any], pooling: str) -> Adapter | Whole:
     """The encoder around timm's model. Pooled by `avg`, its final norm stands behind the pool; a Beit's table of relative places, if all blocks share one, is one a block."""
     if not maskable(model):
-        arguments = {name: value for name, value in kwargs.items() if name != "img_size"}
+        arguments = constructor(model, kwargs)
         other = rebuild(model, arguments)
         return Whole(other, kwargs["img_size"], arguments.get("in_chans", 3), places=pooling == "attentive")
     trunk = rebuild(model, kwargs)
@@ -210,7 +210,7 @@ def network(model: str, kwargs: Mapping[str, Any], pooling: str) -> Adapter | Wh
 
 
 def maskable(model: str) -> bool:
-    """Whether a timm model's name is of the families that a mask can go into."""
+    """Whether a timm model's name is of the families that are fine-tuned through their adapter; others are as timm has them."""
     return timm.model_entrypoint(model.split(".")[0]).__module__ in FAMILIES | FIXED
 
 
