@@ -117,7 +117,7 @@ def test_a_model_of_ones_own_is_taken_as_it_is():
     ("words", "said"),
     [
         ({"model": "vit_tiny_patch16_242"}, "did you mean"),
-        ({"model": "resnet18"}, "no plain vision transformer"),
+        ({"model": "resnet18"}, "cannot be masked"),
         ({"model": "deit_tiny_distilled_patch16_224"}, "Distilled"),
         ({"model": "vit_tiny_patch16_224", "img_size": (100, 96)}, "no multiple of the model's patch 16"),
         ({"model": "vit_tiny_patch16_224", "heads": 5}, "cannot be built"),

@@ -36,7 +36,7 @@ class FCMAE:
     kinds, patches = ("ConvNeXt",), (1, 4)  # networks, and patches that fit them (behind patches of 2 timm's first stage halves once more)
     paper = Train(epochs=800, batch_size=4096, base_lr=1.5e-4, warmup_epochs=40, weight_decay=0.05, betas=(0.9, 0.95), min_lr=0.0)  # TRAINING.md: 1600 for the published
     views = Views(scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, interpolation="bicubic")  # main_pretrain.py
-    row = ("patches", "random .6, squares of 32 px", "dropped: nothing looks there", "ConvNeXt V2 block 512×1", "pixels, per-patch normalised → mse")
+    row = ("patches", "random .6, squares of 32 px", "dropped", "ConvNeXt V2 block 512×1", "pixels, per-patch normalised → mse")
 
     mask_ratio: Ratio = Ratio(0.6, 0.6)  # share of squares hidden: number, range .5-.7 or schedule .5:.75
     norm_pix: bool = True  # normalise each target square by its own mean and standard deviation
