@@ -50,6 +50,10 @@ class FCMAE:
         within(self, "decoder_width decoder_depth", 1)
         within(self, "init_std", 0, above=True)
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> Random:
+        """Which squares are hidden: features of the last stage, 32 pixels a side."""
+        return Random(self.mask_ratio)
+
     def build(
         self,
         model: str | nn.Module = "convnextv2_atto",
@@ -69,7 +73,8 @@ class FCMAE:
         for layer in (decoder.embed, decoder.predict, *(block.conv_dw for block in decoder.blocks)):
             trunc_normal_(layer.weight, std=self.init_std)
             nn.init.zeros_(layer.bias)
-        return MaskedModel(encoder, Random(self.mask_ratio), {"pixels": Predict(decoder, Pixels(encoder.patch, self.norm_pix), losses.mse)}, pooling="avg")
+        predict = Predict(decoder, Pixels(encoder.patch, self.norm_pix), losses.mse)
+        return MaskedModel(encoder, self.strategy(encoder.own_grid, encoder.patch), {"pixels": predict}, pooling="avg")
 
 
 class Convolved(Decoder):

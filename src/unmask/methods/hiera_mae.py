@@ -48,6 +48,10 @@ class HieraMAE:
         object.__setattr__(self, "mask_ratio", Ratio.of(self.mask_ratio))
         within(self, "decoder_width decoder_depth decoder_heads", 1)
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> Random:
+        """Which patches are hidden: mask units of 2×2 features."""
+        return Random(self.mask_ratio, cell=2)
+
     def build(
         self,
         model: str | nn.Module = "hiera_tiny_224",
@@ -60,6 +64,8 @@ class HieraMAE:
         encoder = build(model, img_size, in_chans, patch_size, masked="drop", q_pool=2, **sizes)
         if not isinstance(encoder, Hiera):
             raise Refused(f"hiera_mae is for a Hiera, and this is a {type(encoder.trunk).__name__}")
+        if encoder.unit != 2:
+            raise Refused("hiera_mae wants a Hiera that pools twice: build it with q_pool=2")
         stages = encoder.trunk.stage_ends[: encoder.trunk.q_pool]  # the third is not joined: it has the last one's resolution
         encoder.layers = tuple(stages)
         width, depth, _ = default_size(encoder.width)
@@ -67,14 +73,14 @@ class HieraMAE:
         heads = self.decoder_heads or (width // 32 if width % 32 == 0 else 1)
         if width % heads:
             raise Refused(f"decoder_heads {heads} does not divide the decoder's width {width}: change it, or give decoder_width")
-        grid = tuple(side // patch for side, patch in zip(encoder.img_size, encoder.patch))
+        grid = encoder.own_grid
         values = patch_values(encoder.patch, encoder.in_chans)
         decoder = Transformer(encoder.width, values, grid, width, self.decoder_depth or depth, heads, learned=0)
         mae_init(encoder.trunk)
         mae_init(decoder)
         columns = [encoder.trunk.blocks[i].dim_out * 4 ** (len(stages) - n) for n, i in enumerate(stages)]
         predict = Predict(decoder, Pixels(encoder.patch), losses.mse, through=Joined(columns, encoder.width))
-        return MaskedModel(encoder, Random(self.mask_ratio, encoder.unit), {"pixels": predict}, pooling="avg")
+        return MaskedModel(encoder, self.strategy(grid, encoder.patch), {"pixels": predict}, pooling="avg")
 
 
 class Joined(nn.Module):
