@@ -36,6 +36,7 @@ class Learner(nn.Module, ABC):
 
     undecayed: tuple[str, ...] = ()
     pooling: str = "cls"
+    remedy: str = "Start again with a lower --lr or a longer warm-up; `unmask inspect` finds data that is all alike."  # where its features collapse
 
     def draws(self, x: Signal) -> int:
         """How many uniform numbers a sample of `x` wants as noise."""
@@ -81,6 +82,14 @@ class Learner(nn.Module, ABC):
     def baselines(self, x: Signal, noise: Tensor, rows: Tensor | None = None) -> dict[str, float]:
         """The loss of answers that need no network, by their names, for learners that hide nothing behind a mask (see `training/monitor.py`)."""
         return {}
+
+    def signs(self) -> dict[str, float]:
+        """What tells of a collapse beside the features: numbers for metrics.jsonl, by their names, of the last step."""
+        return {}
+
+    def collapsed(self) -> tuple[str, str] | None:
+        """Where something else than the features has become the same for all pictures: what, and what to do about it."""
+        return None
 
     def redrawn(self, x: Tensor, seed: int) -> tuple[Tensor, Tensor] | None:
         """What it was given of pictures (B, C, H, W) and what it says, both as pictures, for learners that hide nothing behind a mask."""

@@ -63,14 +63,16 @@ def row_first(places: Tensor) -> Tensor:
     return places.roll(places.shape[-1] // 2, dims=-1)
 
 
-def resize_places(places: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int = 0) -> Tensor:
+def resize_places(places: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int = 0, more: float = 0.0) -> Tensor:
     """Places (1, prefix + N, D) of an `old` grid, for a `new` one: bicubic, no antialiasing, prefix rows as they are.
 
-    Source: MAE, util/pos_embed.py (there for square grids); equal grids leave the table untouched.
+    Source: MAE, util/pos_embed.py (there for square grids); equal grids leave the table untouched. With `more` the table is read at multiples of
+    a scale, (new + more) / old, which is another answer (DINO, vision_transformer.py, with .1).
     """
     if tuple(old) == tuple(new):
         return places
     rows = places[:, prefix:].reshape(1, *old, -1).permute(0, 3, 1, 2)  # (1, D, H, W)
-    rows = F.interpolate(rows.float(), size=tuple(new), mode="bicubic", align_corners=False)
+    how = {"scale_factor": tuple((n + more) / o for n, o in zip(new, old))} if more else {"size": tuple(new)}
+    rows = F.interpolate(rows.float(), mode="bicubic", align_corners=False, **how)
     rows = rows.permute(0, 2, 3, 1).flatten(1, 2).to(places.dtype)  # (1, N, D)
     return torch.cat([places[:, :prefix], rows], dim=1)

@@ -155,13 +155,15 @@ def adapted(trunk: nn.Module, masked: Hiding = "drop", layers: tuple[Layer, ...]
     return encoder
 
 
-def drop_path(encoder: Adapter, rate: float) -> None:
+def drop_path(encoder: Adapter, rate: float, rising: bool = True) -> None:
     """While training, leave out whole residual branches (Huang et al. 2016): with chance 0 in the first block, rising evenly to `rate` in the last.
+
+    Without `rising` with the same chance in all (DINOv2).
 
     It is no part of what the trunk is built from, so that an encoder that is handed on does not bring it along.
     """
     blocks = [block for name, block in encoder.trunk.named_modules() if name.rpartition(".")[0].endswith("blocks")]
     for i, block in enumerate(blocks):
-        chance = rate * i / max(len(blocks) - 1, 1)
+        chance = rate * (i / max(len(blocks) - 1, 1) if rising else 1)
         for name in [name for name, _ in block.named_children() if name.startswith("drop_path")]:
             block.register_module(name, DropPath(chance) if chance else nn.Identity())

@@ -63,6 +63,26 @@ def plain_normal(trunk: Any, std: float = 0.02) -> None:
             block.mlp.fc2.weight.div_(math.sqrt(2 * (i + 1)))
 
 
+def dino_init(encoder: Adapter, tokens: float = 0.02) -> None:
+    """DINO's, iBOT's and DINOv2's initial values: Linear weights and places normal .02, biases 0, the patch convolution PyTorch's, the mask token 0.
+
+    `tokens`: deviation of class and register tokens (DINOv2: 1e-6).
+    """
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.Conv2d):
+            layer.reset_parameters()
+    for name, token in encoder.named_parameters():
+        last = name.rpartition(".")[2]
+        if last == "mask_token":
+            nn.init.zeros_(token)
+        elif last in TOKENS:
+            nn.init.trunc_normal_(token, std=0.02 if last == "pos_embed" else tokens)
+
+
 def default_linear(blocks: nn.Module, before: int) -> None:
     """BEiT v2's blocks for aggregation, which its code makes after the others got their values: PyTorch's own, with branch ends divided by √(2i), i = `before` + 1, ….
     """

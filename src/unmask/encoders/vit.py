@@ -51,7 +51,7 @@ class ViT(Adapter):
         x = self.trunk.patch_embed(x)  # (B, H, W, D): timm flattens after the places are added
         if mask is not None and self.hides == "token":
             x = mask.cover(x.flatten(1, 2), self.mask_token).unflatten(1, x.shape[1:3])
-        placed = self.trunk._pos_embed(x)
+        placed = self.placed(x)
         x, rope = placed if isinstance(placed, tuple) else (placed, None)
         prefix = self.trunk.num_prefix_tokens
         if mask is not None and self.hides == "drop":
@@ -64,6 +64,10 @@ class ViT(Adapter):
         if bias is not None:
             x = torch.cat([x[:, :prefix], F.pad(x, (0, 0, 1, 0))[:, prefix:-1]], dim=1)
         return Features(x[:, prefix:], x[:, :prefix], tuple(layer[:, prefix:] for layer in layers), tuple(layer[:, :prefix] for layer in layers))
+
+    def placed(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
+        """Patches (B, H, W, D) with their places, behind the prefix tokens: (B, P + N, D), and the rotary table where there is one."""
+        return self.trunk._pos_embed(x)
 
     def visible_rope(self, rope: Tensor, mask: Mask) -> Tensor:
         """Rows of the rotary table for the visible patches: (B, 1, V, d), or (depth, B, heads, V, d) where each block has its own."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,35 @@ class Rising:
         return ends[0] + (ends[1] - ends[0]) * early + (ends[2] - ends[1]) * late
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """How much of itself a teacher keeps in a step: `first` at the start of the run, rising by half a cosine to `last` (DINO, iBOT, DINOv2, MoCo v3).
+
+    Where `first` is None it is what averages over `window` of all steps, but over no fewer than `Momentum.LEAST`. `progress` is that of the run *before* the step.
+    """
+
+    first: float | None
+    last: float = 1.0
+    window: float = 0.002
+
+    def at(self, progress: float, steps: Tensor) -> float | Tensor:
+        first = 1 - 1 / (self.window * steps).clamp(min=Momentum.LEAST) if self.first is None else self.first
+        return self.last + (first - self.last) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@torch.no_grad()
+def average(mine: Iterable[Tensor], theirs: Iterable[Tensor], keep: float | Tensor) -> None:
+    """Move `mine` towards `theirs`: `keep` of the old and the rest of the new, all tensors at once."""
+    mine, theirs = list(mine), list(theirs)
+    if len(mine) != len(theirs):
+        raise ValueError(f"{len(mine)} tensors cannot follow {len(theirs)}")
+    if isinstance(keep, Tensor):
+        torch._foreach_mul_(mine, keep)
+        torch._foreach_add_(mine, torch._foreach_mul(theirs, 1 - keep))
+    else:
+        torch._foreach_lerp_(mine, theirs, 1 - keep)
+
+
 class Teacher(Target):
     """What an average of the encoder over the last steps makes of each patch, having seen all of them.
 
@@ -99,9 +129,7 @@ class Teacher(Target):
     def follow(self, encoder: nn.Module, progress: float) -> None:
         self.steps.copy_(torch.where(self.steps == 0, 1 / progress, self.steps))  # on the device: nothing waits
         keep = self.momentum.at(progress, self.steps)
-        for mine, theirs in zip(self.copy.trunk.parameters(), encoder.trunk.parameters(), strict=True):
-            share = 1 - keep
-            mine.lerp_(theirs, share.to(mine.dtype) if isinstance(share, Tensor) else share)
+        average(self.copy.trunk.parameters(), encoder.trunk.parameters(), keep)
 
     def baseline(self, truth, loss):
         """Searched for: the losses here have no formula for it."""

@@ -80,7 +80,7 @@ class Monitor:
     def __init__(self, learner: Learner, pictures: Pictures, folder: Path, settings: Train, device: torch.device, progress: Progress, untrained: bool = True):
         self.learner, self.pictures, self.folder, self.device, self.progress = learner, pictures, folder, device, progress
         self.trunk, self.untrained = trunk_of(learner), untrained
-        self.highest, self.alarmed = 0.0, False
+        self.highest, self.widest, self.alarmed = 0.0, 0.0, False
         self.order = torch.rand(len(pictures), generator=torch.Generator().manual_seed(seeds.key(settings.seed, "monitor"))).argsort()
         self.most = stills(settings)
         self.kept: tuple[Tensor, Tensor | None] | None = None  # still pictures, and their labels
@@ -101,6 +101,8 @@ class Monitor:
                 self.draw(step)
         finally:
             self.learner.train(training)
+        if step > 0:
+            row |= self.learner.signs()
         self.warn(row)
         return row
 
@@ -147,14 +149,15 @@ class Monitor:
             self.progress.say(f"warning: no picture of step {step:,}: {type(error).__name__}: {error}")
 
     def warn(self, row: dict[str, Any]) -> None:
-        """The collapse alarm, once a run."""
-        rank = row.get("rank")
-        if rank is None:
-            return
-        if not self.alarmed and row["step"] > 0 and (rank < COLLAPSED or rank < FALL * self.highest):
+        """The collapse alarm, once a run: of the features' rank, of their spread, or of what the learner itself knows about."""
+        rank, spread, said = row.get("rank"), row.get("feature_std"), None
+        if rank is not None and (rank < COLLAPSED or rank < FALL * self.highest):
+            said = f"the features collapse: their effective rank is {rank:.1f} (highest {max(self.highest, rank):.1f})", self.learner.remedy
+        elif spread is not None and spread < FALL * self.widest:
+            said = f"the features collapse: their spread is {spread:.3f} (highest {self.widest:.3f})", self.learner.remedy
+        else:
+            said = self.learner.collapsed()
+        if said is not None and row["step"] > 0 and not self.alarmed:
             self.alarmed = True
-            self.progress.say(
-                f"warning: at step {row['step']:,} the features collapse: their effective rank is {rank:.1f} (highest {max(self.highest, rank):.1f}), "
-                "pictures look alike to the encoder. Start again with a lower --lr or a longer warm-up; `unmask inspect` finds data that is all alike."
-            )
-        self.highest = max(self.highest, rank)
+            self.progress.say(f"warning: at step {row['step']:,} {said[0]}, pictures look alike to the encoder. {said[1]}")
+        self.highest, self.widest = max(self.highest, rank or 0.0), max(self.widest, spread or 0.0)
