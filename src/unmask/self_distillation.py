@@ -24,7 +24,7 @@ from unmask.model import MaskedModel
 from unmask.settings import Train
 from unmask.targets.teacher import Rounding, average
 
-ONE, ALIKE = 1.5, 0.999  # prototypes in use below which, and entropy of an answer (1: it tells nothing) above which, a teacher has collapsed
+LEAST, EVEN = 0.02, 0.999  # nats that answers tell of their pictures below which, and entropy of an answer (1: even) above which, a teacher has collapsed
 
 
 def prototypes_for(width: int, asked: int | None, paper: int) -> int:
@@ -229,16 +229,16 @@ class SelfDistilled(MaskedModel):
         return ["the target is a teacher that follows the encoder: its loss may rise while the features get better; kNN and the features' rank tell"]
 
     def signs(self):
-        """How little an answer of the teacher tells (1: nothing), and how many prototypes its answers to one batch use."""
+        """Entropy of an answer of the teacher (1: every prototype alike), and what its answers tell of their pictures: how far they differ, in nats."""
         each, mean = self.told.tolist()
-        return {"teacher_entropy": each / math.log(len(self.centre.mean)), "prototypes_used": math.exp(mean)}
+        return {"teacher_entropy": each / math.log(len(self.centre.mean)), "teacher_information": mean - each}
 
     def collapsed(self):
         signs = self.signs()
-        if signs["prototypes_used"] < ONE:
-            return "the teacher says one thing of every picture", f"Let --method.centring sinkhorn keep it from that, or a higher --method.teacher_temp. {self.remedy}"
-        if signs["teacher_entropy"] > ALIKE:
+        if signs["teacher_entropy"] > EVEN:
             return "the teacher's answers tell nothing, every prototype has the same share", f"A lower --method.teacher_temp sharpens them. {self.remedy}"
+        if signs["teacher_information"] < LEAST:
+            return "the teacher says one thing of every picture", f"Let --method.centring sinkhorn keep it from that, or a higher --method.teacher_temp. {self.remedy}"
         return None
 
 

@@ -234,9 +234,10 @@ def clip(fabric: Any, model: nn.Module, stepper: Any, learner: Learner, settings
     limit = math.inf if apart or settings.clip is None else settings.clip
     norm = fabric.clip_gradients(model, stepper, max_norm=limit, error_if_nonfinite=False)
     if apart:
-        each = learner.children() if settings.clip_per == "module" else learner.parameters()
-        for one in each:
-            torch.nn.utils.clip_grad_norm_(one if isinstance(one, nn.Parameter) else one.parameters(), settings.clip)
+        each = [list(one.parameters()) for one in learner.children()] if settings.clip_per == "module" else [[one] for one in learner.parameters()]
+        for some in each:
+            if some:
+                torch.nn.utils.clip_grad_norm_(some, settings.clip)
     return norm
 
 
