@@ -71,5 +71,3 @@ class HalfOfViews(Masking):
         covered = block.rectangles(grid, budget, noise[:, 2 : 2 + 4 * block.table].unflatten(1, (-1, 4))).flatten(1)
         return padded(covered, noise[:, -N:], max(1, int(N * self.high)), grid)
 
-
-VIEWS: dict[str, type[Masking]] = {"some_views": SomeViews, "half_of_views": HalfOfViews}

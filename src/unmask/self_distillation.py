@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask import losses
+from unmask.contrast import summary
 from unmask.encoders.adapter import Adapter
 from unmask.encoders.build import adapted
 from unmask.encoders.features import Features
@@ -240,11 +241,6 @@ class SelfDistilled(MaskedModel):
         if signs["teacher_information"] < LEAST:
             return "the teacher says one thing of every picture", f"Let --method.centring sinkhorn keep it from that, or a higher --method.teacher_temp. {self.remedy}"
         return None
-
-
-def summary(features: Features) -> Tensor:
-    """What stands for a view (B, D): its class token, or the mean of its patches where there is none."""
-    return features.prefix[:, 0] if features.prefix.shape[1] else features.patches.mean(1)
 
 
 def entropy(shares: Tensor) -> Tensor:

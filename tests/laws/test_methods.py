@@ -4,7 +4,6 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-import sketches
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F

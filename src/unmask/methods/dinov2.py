@@ -69,6 +69,10 @@ class DINOv2:
         if self.mask_low > self.mask_high:
             raise ValueError(f"mask_low must be no more than mask_high, got {self.mask_low:g} and {self.mask_high:g}")
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> HalfOfViews:
+        """Which patches of the global views are hidden."""
+        return HalfOfViews(low=self.mask_low, high=self.mask_high, views=self.masked_views)
+
     def build(
         self,
         model: str | nn.Module = "vit_large_patch14_dinov2",
@@ -102,7 +106,6 @@ class DINOv2:
             layer_decay=self.layer_decay,
             patch_rate=self.patch_embed_rate,
         )
-        masking = HalfOfViews(low=self.mask_low, high=self.mask_high, views=self.masked_views)
-        learner = SelfDistilled(encoder, masking, head, terms, own)
+        learner = SelfDistilled(encoder, self.strategy(encoder.own_grid, encoder.patch), head, terms, own)
         drop_path(encoder, self.drop_path, rising=False)
         return learner

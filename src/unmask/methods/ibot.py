@@ -63,6 +63,10 @@ class IBOT:
         if self.mask_low > self.mask_high:
             raise ValueError(f"mask_low must be no more than mask_high, got {self.mask_low:g} and {self.mask_high:g}")
 
+    def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> SomeViews:
+        """Which patches of the global views are hidden."""
+        return SomeViews(low=self.mask_low, high=self.mask_high, whole=self.whole, blocks=self.mask == "block")
+
     def build(
         self,
         model: str | nn.Module = "vit_base_patch16_224",
@@ -88,7 +92,6 @@ class IBOT:
             student_temperature=self.student_temp,
             frozen=self.freeze_last_layer,
         )
-        masking = SomeViews(low=self.mask_low, high=self.mask_high, whole=self.whole, blocks=self.mask == "block")
-        learner = SelfDistilled(encoder, masking, head, terms)
+        learner = SelfDistilled(encoder, self.strategy(encoder.own_grid, encoder.patch), head, terms)
         drop_path(encoder, self.drop_path)
         return learner

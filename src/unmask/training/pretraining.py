@@ -20,9 +20,10 @@ from unmask.interchange.encoder import describe, load_encoder, save_encoder
 from unmask.interchange.initialise import decoder_size, fill, fill_decoder
 from unmask.load import metadata_of
 from unmask.methods import find
-from unmask.model import Learner
+from unmask.model import Learner, Predict
 from unmask.recipe import Recipe
 from unmask.run.folder import RunFolder
+from unmask.settings import Crops
 from unmask.training import plan
 from unmask.training.finish import conclude, trunk_of
 from unmask.training.monitor import Monitor
@@ -80,9 +81,10 @@ class Pretraining(Task):
         here, there = shlex.quote(str(folder.path)), shlex.quote(recipe.data) if isinstance(recipe.data, str) else "DATA"
         next_steps = [
             f"unmask evaluate knn {here} LABELLED      # are its features useful? --random measures the untrained network beside it",
-            f"unmask reconstruct {here} {there} --out grid.png      # what it imagines behind the mask",
             f"unmask export {here} --to timm --out {here}-timm      # for timm.create_model",
         ]
+        views = isinstance(recipe.views, Crops) and not any(isinstance(part, Predict) for part in learner.modules())  # nothing hidden is imagined
+        next_steps.insert(1, f"unmask show features {here} {there}      # what it tells apart" if views else f"unmask reconstruct {here} {there} --out grid.png      # what it imagines behind the mask")
         conclude(folder, learner, metadata, step, next_steps if trunk is not None else [])
 
 

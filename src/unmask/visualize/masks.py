@@ -107,7 +107,7 @@ def show(
     if guide is not None:
         seen_by = [heat(guide.reshape(grid), float(guide.max())).resize(base.size, Image.Resampling.NEAREST)]
         law.insert(0, Row(seen_by, label="Attention that guides the mask" if scores is not None else "A stand-in for a teacher's attention"))
-    share = f"{chosen.now:g}" if not bool(neither.any()) else "several blocks"
+    share = "several blocks" if bool(neither.any()) else f"{chosen.now:g}" if chosen.rated else "shares of their own"
     title = f"Masking strategy: {name}, {share} of a {grid[0]} x {grid[1]} grid"
     legend = [
         f"Grey is masked. On average {masked.float().mean() / patches:.1%} of the patches are."

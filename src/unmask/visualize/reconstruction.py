@@ -133,7 +133,9 @@ def pixel_objective(learner: nn.Module) -> tuple[str, Pixels]:
     for name, objective in learner.objectives.items():
         if isinstance(objective, Predict) and isinstance(objective.target, Pixels):
             return name, objective.target
-    targets = ", ".join(learner.objectives)
+    targets = ", ".join(name for name, objective in learner.objectives.items() if isinstance(objective, Predict))
+    if not targets:
+        raise Refused("there is nothing to reconstruct: this network was asked about views of a picture, not for what is hidden in one; see `unmask show features`")
     raise Refused(f"reconstruct draws predicted pixels; this network predicts {targets} instead: see `unmask show features` for what it learned")
 
 
