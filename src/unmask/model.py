@@ -161,6 +161,7 @@ class Step(NamedTuple):
     truth: Tensor  # of all patches (B, N, …)
     encoder: Any
     decoder: Decoder
+    each: Tensor  # the loss of each hidden patch (B, M)
 
 
 class Predict(Objective):
@@ -197,7 +198,7 @@ class Predict(Objective):
         truth = self.target(first(x))  # (B, N, out), or codes (B, N)
         each = self.loss(prediction, mask.masked(truth))  # (B, M)
         loss = mask.mean(each if self.weigh is None else each * self.weigh(mask))
-        return loss if self.also is None else loss + self.also(Step(features, mask, first(x), truth, encoder, self.decoder))
+        return loss if self.also is None else loss + self.also(Step(features, mask, first(x), truth, encoder, self.decoder, each))
 
 
 class MaskedModel(Learner):

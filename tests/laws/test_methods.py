@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 from vocabularies import LEARNERS, vocabulary
 
+from unmask.methods.adamae import AdaMAE
 from unmask.methods.aim import AIM
 from unmask.methods.beit import BEiT
 from unmask.methods.beit2 import BEiT2
@@ -67,6 +68,7 @@ METHODS = {  # the method, its patch, views a sample, local views a sample
     "milan": (MILAN(teacher="random:vit_tiny_patch16_224"), 8, 1, 0),
     "hiera_mae": (HieraMAE(), 1, 1, 0),
     "fcmae": (FCMAE(), 1, 1, 0),
+    "adamae": (AdaMAE(dropout=0), 8, 1, 0),
     "mae, Hiera": (MAE(), 1, 1, 0),
     "simmim, ConvNeXt": (SimMIM(cell=8, drop_path=0), 1, 1, 0),
     "ibot": (IBOT(prototypes=64, hidden=64, bottleneck=32, drop_path=0, momentum=0.99), 4, 2, 3),

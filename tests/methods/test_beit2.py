@@ -66,7 +66,7 @@ def test_both_answers_losses_and_gradients_equal_the_official_code(golden, name)
         assert_close(torch.cat([found.prefix, found.patches], 1), tensors[f"output.features_{end}"], **CLOSE)
         assert_close(predict.decoder(found, mask)[kept], tensors[f"output.logits_{end}"], **CLOSE)
     assert torch.equal(mask.masked(tensors["input.token_ids"])[kept], tensors["output.labels"])
-    step = Step(features, mask, x, tensors["input.token_ids"], learner.encoder, predict.decoder)
+    step = Step(features, mask, x, tensors["input.token_ids"], learner.encoder, predict.decoder, torch.zeros(()))
     assert_close(predict.also(step), tensors["output.loss_branch"], rtol=1e-6, atol=1e-6)
     loss = learner(x, mask=mask)["loss"]
     assert_close(loss, tensors["output.loss"], rtol=1e-6, atol=1e-6)

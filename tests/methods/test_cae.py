@@ -89,7 +89,7 @@ def step_of(learner, x, mask):
 
     predict = learner.objectives["codes"]
     features = predict.through(learner.encoder(x, mask), mask)
-    return Step(features, mask, x, predict.target(x), learner.encoder, predict.decoder)
+    return Step(features, mask, x, predict.target(x), learner.encoder, predict.decoder, torch.zeros(()))
 
 
 @pytest.mark.golden

@@ -27,6 +27,7 @@ METHODS: dict[str, str] = {
     "simclr": "unmask/methods/simclr.py:SimCLR",
     "hiera_mae": "unmask/methods/hiera_mae.py:HieraMAE",
     "fcmae": "unmask/methods/fcmae.py:FCMAE",
+    "adamae": "unmask/methods/adamae.py:AdaMAE",
 }
 TOKENIZERS: dict[str, str] = {  # vocabularies that some methods predict, trained by the same loop
     "dvae": "unmask/methods/dvae.py:DVAE",

@@ -91,7 +91,7 @@ class BootMAE:
         teacher = Teacher(adapted(copy.deepcopy(encoder.trunk), layers=(-1,)), last_block, Rising(self.momentum))
         weigh = surrounded if self.weight_mask else None
         parts: dict[str, Objective] = {
-            "pixels": Predict(pixels, Pixels(encoder.patch, by_channel=True), losses.mse, weigh=weigh),
+            "pixels": Predict(pixels, Pixels(encoder.patch, by_channel="biased"), losses.mse, weigh=weigh),
             "features": Growing(Predict(features, teacher, normed_mse, weigh=weigh), self.feature_weight),
         }
         return MaskedModel(encoder, self.strategy(grid, encoder.patch), parts, pooling="avg")
