@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unmask import methods as methods
+    from unmask.api import distill as distill
     from unmask.api import embed as embed
     from unmask.api import evaluate as evaluate
     from unmask.api import export as export
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 VERBS = (
-    *("pretrain", "resume", "train_tokenizer"),
+    *("pretrain", "distill", "resume", "train_tokenizer"),
     *("evaluate", "compare", "embed", "neighbours"),
     *("reconstruct", "inspect", "report", "runs"),
     *("show_encoder", "show_mask", "show_views", "show_weights"),

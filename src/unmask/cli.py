@@ -187,6 +187,9 @@ def method_of(name: str, words: list[str]) -> str | None:
     if name == "resume":
         run = next((Path(w) / "config.yaml" for w in words if (Path(w) / "config.yaml").is_file()), None)
         return load(run).get("method") if run else None
+    if name == "distill":
+        said = [word.partition("=")[2] or "".join(words[i + 1 : i + 2]) for i, word in enumerate(words) if word.partition("=")[0] == "--by"]
+        return said[0] if said and is_method(said[0]) else "distill"
     if name not in BEGIN:
         return None
     method = next((word for word in bare(name, words) if is_method(word)), None)

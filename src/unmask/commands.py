@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unmask import api, settings
-from unmask.api import asked, give, measure, see, transfer
+from unmask.api import asked, give, measure, see, train, transfer
 from unmask.api.compare import Compare
 from unmask.api.neighbours import Search
 from unmask.encoders import names
@@ -118,6 +118,7 @@ COMMANDS = {
     "quickstart": Command("", "train on real photographs that need no download, and show everything once (a few minutes)", quickstart, (Quickstart,)),
     "pretrain": Command("[METHOD] [DATA]", "pre-train an encoder: any folder of pictures in, a proven encoder out", api.pretrain, (Run, *RUN)),
     "tokenizer train": Command("[METHOD] [DATA]", "train a vocabulary of picture squares: what beit predicts", api.train_tokenizer, (Run, *RUN)),
+    "distill": Command("TEACHER DATA", "train a small encoder to say or see what a larger one does (a run)", api.distill, (Run, train.Lesson, *RUN)),
     "resume": Command("RUN", "go on exactly where a run stopped", api.resume, (Again, *RUN)),
     "evaluate knn": Command("ENCODER DATA", "are pictures of a class near each other? (no training)", api.evaluate, (*MEASURE, measure.Neighbours), "knn"),
     "evaluate linear": Command("ENCODER DATA", "can a linear map tell the classes from frozen features?", api.evaluate, (*MEASURE, measure.Linear), "linear"),

@@ -145,6 +145,10 @@ class Objective(nn.Module, ABC):
     def forward(self, features: Features, mask: Mask | None, x: Signal, encoder: nn.Module) -> Tensor:
         """A scalar. It may call `encoder` on further entries of `x`."""
 
+    def baselines(self, x: Signal) -> dict[str, float]:
+        """The loss of answers that need no network, by their names, where nothing is hidden behind a mask."""
+        return {}
+
     def begin(self, encoder: nn.Module) -> None:
         """Before the first step, when the encoder holds the weights that it begins with."""
 
@@ -269,6 +273,9 @@ class MaskedModel(Learner):
     def begin(self):
         for objective in self.objectives.values():
             objective.begin(self.encoder)
+
+    def baselines(self, x, noise, rows=None):
+        return {name: value for objective in self.objectives.values() for name, value in objective.baselines(x).items()}
 
     def parameter_groups(self, train):
         return None if self.groups is None else self.groups(self, train)

@@ -21,6 +21,7 @@ from unmask.methods.data2vec import Data2Vec
 from unmask.methods.data2vec2 import Data2Vec2
 from unmask.methods.dino import DINO
 from unmask.methods.dinov2 import DINOv2
+from unmask.methods.distill import Distill
 from unmask.methods.eva import EVA
 from unmask.methods.fcmae import FCMAE
 from unmask.methods.hiera_mae import HieraMAE
@@ -28,6 +29,7 @@ from unmask.methods.ibot import IBOT
 from unmask.methods.igpt import IGPT
 from unmask.methods.ijepa import IJEPA
 from unmask.methods.mae import MAE
+from unmask.methods.mae_lite import MAELite
 from unmask.methods.maskfeat import MaskFeat
 from unmask.methods.milan import MILAN
 from unmask.methods.mocov3 import MoCoV3
@@ -75,6 +77,9 @@ METHODS = {  # the method, its patch, views a sample, local views a sample
     "dino": (DINO(prototypes=64, hidden=64, bottleneck=32, drop_path=0, momentum=0.99), 8, 2, 3),
     "dinov2": (DINOv2(prototypes=64, hidden=64, bottleneck=32, drop_path=0, momentum=0.99), 4, 2, 3),
     "dinov2, Sinkhorn": (DINOv2(prototypes=64, patch_prototypes=48, hidden=64, bottleneck=32, shared_head=False, registers=2, centring="sinkhorn", koleo=0, drop_path=0, momentum=0.99), 4, 2, 3),
+    "mae_lite": (MAELite(teacher="random:vit_tiny_patch16_224"), 8, 1, 0),
+    "mae_lite, not decoupled": (MAELite(teacher="random:vit_tiny_patch16_224", decoupled=False, features=0.5), 8, 1, 0),
+    "distill": (Distill(teacher="random:vit_tiny_patch16_224"), 8, 1, 0),
     "data2vec2": (Data2Vec2(masks=3, decoder_noise=0), 8, 1, 0),
     "mocov3": (MoCoV3(hidden=32, out=16), 8, 2, 0),
     "simclr": (SimCLR(out=16, temperature=0.5), 8, 2, 0),

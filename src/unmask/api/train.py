@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unmask.api.asked import check_data
 from unmask.encoders import names
@@ -11,6 +12,13 @@ from unmask.errors import Refused
 from unmask.interchange.naming import FORMS, identify
 from unmask.methods import METHODS, TOKENIZERS, TRANSFERS
 from unmask.recipe import Recipe, settle
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How the student learns."""
+
+    by: Literal["distill", "mae_lite"] = "distill"  # the teacher's features of whole pictures; or its attention, beside MAE's own question
 
 
 def pretrain(method: Any = None, data: Any = None, out: str | Path | None = None, *, config: str | Path | None = None, **settings: Any) -> Path:
@@ -25,6 +33,18 @@ def pretrain(method: Any = None, data: Any = None, out: str | Path | None = None
     if recipe.name in TOKENIZERS:
         raise Refused(f"{recipe.name} makes a tokenizer, no encoder: unmask tokenizer train {recipe.name} DATA --out RUN")
     return _begun(recipe, out)
+
+
+def distill(teacher: str | Path, data: Any = None, out: str | Path | None = None, *, by: str = "distill", **settings: Any) -> Path:
+    """Train a small encoder to say or see what a larger one does, as `pretrain` with the method `by`; the path of the run folder.
+
+    `teacher` is any ENCODER. Without `model` the network is chosen as for any run.
+    """
+    if "method.teacher" in settings:
+        raise Refused(f"the teacher is said twice: {teacher} and method.teacher={settings['method.teacher']}")
+    if by not in ("distill", "mae_lite"):
+        raise Refused(f"--by {by}: a student learns by distill or mae_lite")
+    return pretrain(by, data, out, **{"method.teacher": str(teacher), **settings})
 
 
 def train_tokenizer(method: Any = None, data: Any = None, out: str | Path | None = None, *, config: str | Path | None = None, **settings: Any) -> Path:

@@ -28,6 +28,8 @@ METHODS: dict[str, str] = {
     "hiera_mae": "unmask/methods/hiera_mae.py:HieraMAE",
     "fcmae": "unmask/methods/fcmae.py:FCMAE",
     "adamae": "unmask/methods/adamae.py:AdaMAE",
+    "mae_lite": "unmask/methods/mae_lite.py:MAELite",
+    "distill": "unmask/methods/distill.py:Distill",
 }
 TOKENIZERS: dict[str, str] = {  # vocabularies that some methods predict, trained by the same loop
     "dvae": "unmask/methods/dvae.py:DVAE",

@@ -47,6 +47,11 @@ class Frozen(Target):
         """Columns of a feature."""
         return self.outside[0].num_features
 
+    @property
+    def classed(self) -> bool:
+        """Whether the first thing that it tells is of the whole picture: a class token."""
+        return isinstance(self.outside[0], VisionTransformer | Eva | Beit) and self.outside[0].cls_token is not None
+
     def sees(self, mean: Sequence[float], std: Sequence[float]) -> None:
         for name, given in (("our_mean", mean), ("our_std", std)):
             buffer = self.get_buffer(name)
@@ -71,7 +76,10 @@ class Frozen(Target):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        features = self.told(x)
+        return self.patches(self.told(x), x)
+
+    def patches(self, features: Tensor, x: Tensor) -> Tensor:
+        """What was told, of each of our patches (B, N, D)."""
         if features.dim() == 3:  # tokens (B, P + N, D)
             return self.spread(features[:, self.outside[0].num_prefix_tokens :], x)
         if features.shape[-1] == self.width:  # a map, channels last
@@ -100,7 +108,7 @@ class Frozen(Target):
         features, weights = looked(teacher, self.sight(x))
         self.kept = (x, features)
         prefix = teacher.num_prefix_tokens
-        asking = weights[:, :, :1] if teacher.cls_token is not None else weights[:, :, prefix:]  # (B, heads, 1 or n, P + n)
+        asking = weights[:, :, :1] if self.classed else weights[:, :, prefix:]  # (B, heads, 1 or n, P + n)
         return self.spread(asking[..., prefix:].mean((1, 2)).unsqueeze(-1), x).squeeze(-1)
 
     def baseline(self, truth, loss):
