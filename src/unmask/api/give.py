@@ -24,7 +24,7 @@ PACKAGES = {"hf": ("transformers",), "onnx": ("onnx", "onnxruntime", "onnxscript
 class Export:
     """Where an encoder goes, and for which library."""
 
-    to: Literal["timm", "hf", "onnx", "safetensors"] = "timm"  # timm, hf: a folder that timm or transformers opens; onnx, safetensors: one file
+    to: Literal["timm", "hf", "onnx", "safetensors", "paper"] = "timm"  # timm, hf: a folder that timm or transformers opens; onnx, safetensors: one file; paper: a run as its method's own code names it
     out: str | None = None  # the folder or file to write
     img_size: tuple[int, int] | None = None  # height and width of its input (places are interpolated); not given: the encoder's own
     with_decoder: bool = False  # for hf: a run's MAE decoder too, as ViTMAEForPreTraining, to go on pre-training there
@@ -64,6 +64,8 @@ def export(encoder: str | Path, out: str | Path | None = None, to: str = "timm",
         raise Refused(f"--out is missing: unmask export {encoder} --to {to} --out {Path(encoder).name}-{to}")
     if asked.with_decoder and asked.to != "hf":
         raise Refused(f"--with_decoder is for --to hf: --to {asked.to} takes the encoder only")
+    if asked.to == "paper" and asked.img_size is not None:
+        raise Refused("--to paper keeps the run's own size: leave --img_size out")
     if asked.with_decoder and asked.img_size is not None:
         raise Refused("--with_decoder keeps the run's own size: leave --img_size out")
     if asked.license is not None and asked.to not in ("timm", "hf"):
@@ -79,21 +81,36 @@ def export(encoder: str | Path, out: str | Path | None = None, to: str = "timm",
 
 def written(name: str | Path, out: Path, asked: Export) -> Any:
     """The export, by the library that is asked for."""
-    from unmask.interchange import huggingface_export, onnx, timm_export, vitmae_export
+    from unmask.interchange import huggingface_export, onnx, papers_export, timm_export, vitmae_export
     from unmask.interchange.card import Facts
     from unmask.interchange.encoder import load_encoder
+    from unmask.load import load as load_learner
 
     facts = Facts.of(name, asked.license)
     opened = load_encoder(name, img_size=asked.img_size)
     if asked.with_decoder:
         return vitmae_export.export_vitmae(whole_of(name), opened, out, *own_pictures(name, opened), facts)
     witness = witness_of(name, opened)
+    if asked.to == "paper":
+        method, learner = method_of(name), load_learner(name)
+        return papers_export.export_paper(learner.state_dict(), learner.encoder, method, opened, out, witness)
     if asked.to == "hf":
         return huggingface_export.export_huggingface(opened, out, witness, facts, exact=facts.size == opened.img_size)
     if asked.to == "onnx":
         return onnx.export_onnx(opened, out, witness)
     writers = {"timm": timm_export.export_timm, "safetensors": timm_export.export_safetensors}
     return writers[asked.to](opened, out, witness, facts)
+
+
+def method_of(name: str | Path) -> str:
+    """The method of a run, one whose own code's names are known."""
+    from unmask.interchange.papers_export import WRITERS
+
+    config = Path(name) / "config.yaml"
+    method = load(config).get("method") if config.is_file() else None
+    if method not in WRITERS:
+        raise Refused(f"--to paper writes runs of {', '.join(WRITERS)}; {name} is {f'one of {method}' if method else 'no run'}: --to timm takes any encoder")
+    return str(method)
 
 
 def whole_of(name: str | Path) -> Any:

@@ -1,0 +1,48 @@
+"""The page of evidence is what the results say, and a method is called proven exactly where a result shows that it learns."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unmask.methods import METHODS
+from unmask.methods.statement import known
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        import evidence
+
+        yield evidence
+
+
+def test_the_page_is_what_the_results_say():
+    done = subprocess.run([sys.executable, BENCHMARKS / "evidence.py", "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_proven_is_what_a_result_shows(evidence, method):
+    learned = any(result.learns for result in evidence.results() if result.entry["method"] == method and not result.entry["question"])
+    assert vars(known(method))["standing"].startswith("proven") == learned
+
+
+def result(evidence, **figures):
+    """A result with these (low, high) intervals by features and protocol."""
+    rows = [{"features": name.partition("_")[0], "protocol": name.partition("_")[2], "top1": sum(ends) / 2, "interval": ends} for name, ends in figures.items()]
+    return evidence.Result("x", {}, rows, {}, {}, 0.0)
+
+
+def test_learning_is_above_the_random_encoder_beyond_both_intervals(evidence):
+    assert result(evidence, trained_knn=(31, 33), random_knn=(28, 30)).learns
+    assert not result(evidence, trained_knn=(29, 33), random_knn=(28, 30)).learns
+    assert not result(evidence, trained_knn=(20, 21), random_knn=(28, 30)).learns
+    assert result(evidence, trained_knn=(20, 21), random_knn=(28, 30), trained_linear=(44, 46), random_linear=(39, 41)).learns
+    assert not result(evidence, trained_knn=(31, 33)).learns
