@@ -50,7 +50,8 @@ def between_views(prediction: Tensor, truth: Tensor, temperature: float = 0.1) -
     The mean of all pairs and samples (dino, main_dino.py; the two sums of dinov2, ssl_meta_arch.py, come to the same).
     """
     said = (prediction.float() / temperature).log_softmax(-1)
-    pairs = -torch.einsum("abk,vbk->av", truth, said) / said.shape[1]
+    with torch.autocast(said.device.type, enabled=False):
+        pairs = -torch.einsum("abk,vbk->av", truth, said) / said.shape[1]
     other = 1 - torch.eye(*pairs.shape, device=pairs.device)
     return (pairs * other).sum() / other.sum()
 

@@ -1,0 +1,77 @@
+"""Runs on several views of a picture: resumed ones equal the uninterrupted ones, local crops are whole patches, and a provoked collapse is named with its remedy."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import unmask
+
+TINY = {"model": "vit_tiny_patch16_224", "width": 24, "depth": 2, "heads": 2, "patch_size": 4, "img_size": 16, "batch_size": 16, "workers": 0, "accelerator": "cpu"}
+HEAD = {"method.prototypes": 32, "method.hidden": 24, "method.bottleneck": 12}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.random((64, 3, 4, 4), np.float32))
+    images = (torch.nn.functional.interpolate(coarse, (24, 24), mode="bicubic").clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path_factory.mktemp("data") / "x.npz", images=images)
+    return next(tmp_path_factory.getbasetemp().glob("data*/x.npz"))
+
+
+def rows(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", ["dino", "ibot", "dinov2"])
+def test_a_resumed_run_equals_the_uninterrupted_one(method, data, tmp_path):
+    more = TINY | HEAD | {"steps": 4, "monitor_every": 4, "checkpoint_every": 2, "views.local_crops": 2}
+    whole = unmask.pretrain(method, data, tmp_path / "whole", **more)
+    part = unmask.pretrain(method, data, tmp_path / "part", **more)
+    (part / "model.safetensors").unlink()
+    for path in sorted((part / "checkpoints").glob("step-*4/*")):
+        path.unlink()
+    next((part / "checkpoints").glob("step-*4")).rmdir()
+    status = json.loads((part / "status.json").read_text()) | {"status": "interrupted", "step": 2}
+    (part / "status.json").write_text(json.dumps(status))
+    unmask.resume(part)
+    assert "going on at step 2" in (part / "log.txt").read_text()
+    one, two = (load_file(run / "model.safetensors") for run in (whole, part))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert "local_size: [8, 8]" in (whole / "config.yaml").read_text()
+    last = rows(whole)[-1]
+    assert {"teacher_entropy", "teacher_information", "feature_std", "rank"} <= last.keys()
+    with pytest.raises(unmask.Refused, match="nothing to reconstruct"):
+        unmask.reconstruct(whole, data, out=tmp_path / "no.png")
+    assert "unmask show features" in (whole / "log.txt").read_text()
+
+
+def test_local_crops_that_are_no_whole_patches_are_refused(data, tmp_path):
+    with pytest.raises(unmask.Refused, match=r"--views\.local_size 10 10: no whole patches of 4 x 4 pixels; 8 8 would do"):
+        unmask.pretrain("dino", data, tmp_path / "run", **TINY, **HEAD, steps=2, **{"views.local_size": 10})
+
+
+COLLAPSES = {  # what provokes it, and what must be said
+    "even": ({"method.teacher_temp": 2.0, "method.teacher_temp_start": 2.0}, "tell nothing", "--method.teacher_temp"),
+    "one thing": ({"method.momentum": 0.0, "method.momentum_end": 0.0, "lr": 0.05, "method.teacher_temp": 0.02, "method.teacher_temp_start": 0.02}, "one thing|collapse", "--method.|--lr"),
+}
+
+
+@pytest.mark.parametrize("kind", COLLAPSES)
+def test_a_provoked_collapse_is_named_with_its_remedy(kind, data, tmp_path):
+    settings, said, remedy = COLLAPSES[kind]
+    run = unmask.pretrain("dino", data, tmp_path / "run", **TINY | HEAD | {"steps": 40, "monitor_every": 10, "views.local_crops": 2} | settings)
+    (warning,) = [line for line in (run / "log.txt").read_text().splitlines() if "warning" in line and "alike" in line]
+    assert re.search(said, warning) and re.search(remedy, warning)
+
+
+def test_a_run_that_does_not_collapse_raises_no_alarm(data, tmp_path):
+    run = unmask.pretrain("dino", data, tmp_path / "run", **TINY | HEAD | {"steps": 40, "monitor_every": 10, "views.local_crops": 2, "method.centring": "sinkhorn"})
+    assert "alike" not in (run / "log.txt").read_text()
+    assert all(row["teacher_information"] > 0.1 for row in rows(run) if "teacher_information" in row)
