@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unmask.errors import Refused
-from unmask.interchange import bootmae, cae, huggingface, igpt, official, papers, published, relative
+from unmask.interchange import bootmae, cae, distilled, huggingface, igpt, official, papers, published, relative
 from unmask.interchange.foreign import norm_eps, read_config
 from unmask.interchange.naming import identify, parted
 from unmask.interchange.shapes import Network, heads_of_family, network_of
@@ -57,6 +57,8 @@ def load(path: str | Path, **said: Any) -> Learner:
         return from_official_beit(weights, said.get("tokenizer"), said.get("heads"))
     if family is not None:
         raise Refused(f"{file} holds a network of {family.name}: it opens as an encoder; whole, with what predicts, open runs and files of MAE, CrossMAE, BootMAE, Pixio and BEiT")
+    if distilled.method_of(weights.state):
+        return from_distilled(weights, **said)
     if bootmae.tells(weights.state):
         return from_bootmae(weights, **said)
     paper = papers.of(weights.state)
@@ -185,6 +187,25 @@ def from_bootmae(weights: Weights, **said: Any) -> Learner:
     missing = [name for name in missing if ".target." not in name and not name.endswith("share")]
     if left or missing or unexpected:
         raise Refused(f"{weights.path} does not fit BootMAE: unknown {left + unexpected}, missing {missing}"[:400])
+    learner.begin()
+    return learner.eval()
+
+
+def from_distilled(weights: Weights, **said: Any) -> Learner:
+    """A learner from a training checkpoint of DINO, iBOT or DINOv2, sizes read off the tensors; of student and teacher the latter is taken for both."""
+    method = distilled.method_of(weights.state) or "dino"
+    network = network_of(official.take_apart(weights).trunk, weights.path, said.get("img_size"), said.get("heads"))
+    for line in [*network.assumed, *(["student and teacher begin as the teacher is"] if weights.part == "teacher" else [])]:
+        print(f"unmask: {line}", file=sys.stderr)
+    learner = find(method)(**distilled.settings(weights.state)).build(rebuild(network.name, network.kwargs))
+    ours, left = distilled.ours(weights.state)
+    try:
+        missing, unexpected = learner.load_state_dict(ours, strict=False)
+    except RuntimeError as error:
+        raise Refused(f"{weights.path} does not fit {method}: {' '.join(str(error).split())[:300]}") from None
+    missing = [name for name in missing if name.startswith(("encoder.trunk.", "head.", "patch_head."))]
+    if left or missing or unexpected:
+        raise Refused(f"{weights.path} does not fit {method}: unknown {left + unexpected}, missing {missing}"[:400])
     learner.begin()
     return learner.eval()
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from unmask.encoders.stem import grid_of_places, in_chans_of, patch_of, size_of, stem
 from unmask.errors import Refused
-from unmask.interchange import huggingface, official
+from unmask.interchange import distilled, huggingface, official
 from unmask.interchange.encoder import Encoder, load_encoder, resize
 from unmask.interchange.foreign import read_config
 from unmask.interchange.naming import identify
@@ -198,6 +198,22 @@ def fill_decoder(learner: nn.Module, name: str) -> list[str]:
         return ["decoder: begins anew, the source's is of another kind"]
     learner.load_state_dict(fits, strict=False)
     return ["decoder: continues from the source's" + ("" if last <= fits.keys() else ", but for its last layer (other patches or channels)")]
+
+
+def fill_heads(learner: nn.Module, name: str) -> list[str]:
+    """Let heads of prototypes continue where the source holds them, and of the same size; a line says so, or that they begin anew."""
+    own = {key: value.shape for key, value in learner.state_dict().items() if key.startswith(("head.", "patch_head."))}
+    if "head.last_layer.weight_v" not in own:
+        return []
+    kind, where, *_ = identify(name)
+    beside = Path(where).with_name("model.safetensors") if kind == "encoder file" else Path(where)
+    state: Mapping[str, Tensor] = read(beside if beside.is_file() else where).state if kind in ("encoder file", "learner file", "checkpoint file") else {}
+    state = distilled.ours(state)[0] if distilled.method_of(state) else state
+    theirs = {key: value.float() for key, value in state.items() if key.startswith(("head.", "patch_head."))}
+    if {key: value.shape for key, value in theirs.items()} != own:
+        return ["heads: begin anew, " + ("the source's have other sizes" if "head.last_layer.weight_v" in theirs else "the source has none")]
+    learner.load_state_dict(theirs, strict=False)
+    return ["heads: continue from the source's"]
 
 
 def decoder_size(name: str) -> dict[str, int]:

@@ -17,7 +17,7 @@ from unmask.data.statistics import Format, survey
 from unmask.encoders.build import sizes_of
 from unmask.errors import Refused
 from unmask.interchange.encoder import describe, load_encoder, save_encoder
-from unmask.interchange.initialise import decoder_size, fill, fill_decoder
+from unmask.interchange.initialise import decoder_size, fill, fill_decoder, fill_heads
 from unmask.load import metadata_of
 from unmask.methods import find
 from unmask.model import Learner, Predict
@@ -143,7 +143,7 @@ def begun(recipe: Recipe, kept: Mapping[str, Any]) -> tuple[Learner, list[str]]:
     if init is not None:
         if trunk is None:
             raise Refused(f"--init fills an encoder, and {recipe.name} has none")
-        said = fill(trunk, init, statistics_of(recipe, kept), recipe.trunk.heads) + fill_decoder(learner, init)
+        said = fill(trunk, init, statistics_of(recipe, kept), recipe.trunk.heads) + fill_decoder(learner, init) + fill_heads(learner, init)
     learner.sees(kept["statistics"]["mean"], kept["statistics"]["std"])
     learner.begin()
     if recipe.trunk.activation_checkpointing and trunk is not None:
