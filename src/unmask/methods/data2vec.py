@@ -40,12 +40,13 @@ class Data2Vec:
     momentum: float | None = None  # of the teacher, a step; paper: .9998 of 500,000; not given: the same hundredth of the run, 100 steps at least
     drop_path: float = 0.25  # chance to leave out the last block's branches
     attention_dropout: float = 0.05  # share of attention weights dropped
+    init_std: float = 0.02  # of the first weights; for networks much narrower than ViT-B more, .06 at width 96, or branches do nearly nothing at first
     layer_scale: float = 1e-4  # where the branches of networks with layer scale (Beit) start
 
     def __post_init__(self):
         object.__setattr__(self, "mask_ratio", Ratio.of(self.mask_ratio))
         within(self, "top", 1)
-        within(self, "beta layer_scale", 0, above=True)
+        within(self, "beta init_std layer_scale", 0, above=True)
         within(self, "momentum drop_path attention_dropout", 0, 1)
 
     def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> Block:
@@ -63,8 +64,8 @@ class Data2Vec:
         """A fresh learner over a timm VisionTransformer, Eva or Beit (the paper's)."""
         encoder = build(model, img_size, in_chans, patch_size, masked="token", **sizes)
         decoder = Linear(encoder.width, encoder.width)
-        beit_init(encoder)
-        cut_normal(decoder)
+        beit_init(encoder, self.init_std)
+        cut_normal(decoder, self.init_std)
         layer_scale(encoder, self.layer_scale)
         depth = len(encoder.trunk.blocks)
         top = min(self.top or min(6, max(1, depth // 2)), depth)
