@@ -40,8 +40,8 @@ RUNS: dict[tuple[str, str], dict[str, Any]] = {  # what is pre-trained, by data 
 }
 OWN: dict[str, dict[str, Any]] = {  # on a CPU's networks: what a method's parts are called and how small they are
     "mae": {"method.decoder_width": 64, "method.decoder_depth": 1},
-    "ijepa": {"method.decoder_width": 48, "method.decoder_depth": 2, "lr": 1e-3, "method.momentum": 0.99, "method.init_std": 0.06},
-    "data2vec": {"lr": 1e-3, "method.init_std": 0.06, "method.drop_path": 0.0},
+    "ijepa": {"method.decoder_width": 48, "method.decoder_depth": 2, "lr": 1e-3, "method.momentum": 0.99},
+    "data2vec": {"lr": 1e-3, "method.drop_path": 0.0},
     "aim": {"method.head_width": 192, "method.head_depth": 1},
     "bootmae": {"method.decoder_width": 64, "method.decoder_depth": 1},
     "pixio": {"method.decoder_width": 64, "method.decoder_depth": 2},

@@ -171,3 +171,11 @@ def test_what_does_not_fit_is_refused():
         IJEPA(momentum=1.5)
     with pytest.raises(ValueError, match="no mask_ratio"):
         MultiBlock(0.5)
+
+
+def test_narrow_networks_begin_with_wider_weights():
+    """The paper's .02 from ViT-B on; below it each layer passes on as large a share as there."""
+    wide = {width: float(IJEPA().build("vit_tiny_patch16_224", (32, 32), patch_size=8, width=width, depth=1, heads=3).encoder.trunk.blocks[0].mlp.fc1.weight.std()) for width in (96, 768)}
+    assert wide[768] == pytest.approx(0.02, rel=0.03) and wide[96] == pytest.approx(0.02 * 8**0.5, rel=0.03)
+    asked = IJEPA(init_std=0.02).build("vit_tiny_patch16_224", (32, 32), patch_size=8, width=96, depth=1, heads=3)
+    assert float(asked.encoder.trunk.blocks[0].mlp.fc1.weight.std()) == pytest.approx(0.02, rel=0.03)

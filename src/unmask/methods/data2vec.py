@@ -12,7 +12,7 @@ from torch import nn
 from unmask import losses
 from unmask.decoders import Linear
 from unmask.encoders.build import adapted, build, drop_path
-from unmask.encoders.initial import attention_dropout, beit_init, cut_normal, layer_scale
+from unmask.encoders.initial import attention_dropout, beit_init, cut_normal, layer_scale, spread
 from unmask.masking import Block
 from unmask.model import MaskedModel, Predict
 from unmask.settings import Ratio, Train, Views, within
@@ -40,7 +40,7 @@ class Data2Vec:
     momentum: float | None = None  # of the teacher, a step; paper: .9998 of 500,000; not given: the same hundredth of the run, 100 steps at least
     drop_path: float = 0.25  # chance to leave out the last block's branches
     attention_dropout: float = 0.05  # share of attention weights dropped
-    init_std: float = 0.02  # of the first weights; for networks much narrower than ViT-B more, .06 at width 96, or branches do nearly nothing at first
+    init_std: float | None = None  # deviation of the first weights; paper: .02; not given: that, below ViT-B's width more, as √(768 / width)
     layer_scale: float = 1e-4  # where the branches of networks with layer scale (Beit) start
 
     def __post_init__(self):
@@ -64,8 +64,8 @@ class Data2Vec:
         """A fresh learner over a timm VisionTransformer, Eva or Beit (the paper's)."""
         encoder = build(model, img_size, in_chans, patch_size, masked="token", **sizes)
         decoder = Linear(encoder.width, encoder.width)
-        beit_init(encoder, self.init_std)
-        cut_normal(decoder, self.init_std)
+        beit_init(encoder, spread(encoder.width, self.init_std))
+        cut_normal(decoder, spread(encoder.width, self.init_std))
         layer_scale(encoder, self.layer_scale)
         depth = len(encoder.trunk.blocks)
         top = min(self.top or min(6, max(1, depth // 2)), depth)

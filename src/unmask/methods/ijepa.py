@@ -12,6 +12,7 @@ from torch import nn
 from unmask import losses
 from unmask.decoders import Decoder, Transformer
 from unmask.encoders.build import adapted, build
+from unmask.encoders.initial import spread
 from unmask.encoders.vit import fix_places
 from unmask.errors import Refused
 from unmask.mask import Mask
@@ -44,7 +45,7 @@ class IJEPA:
     momentum: float = 0.996  # of the teacher, a step, at the start of the run
     momentum_end: float = 1.0  # and at its end
     decoder_width: int | None = None  # paper: 384; not given: that, or half of the encoder's width
-    init_std: float = 0.02  # of the first weights; in networks much narrower than ViT-B all pictures then look alike to the first teacher: .06 at width 96
+    init_std: float | None = None  # deviation of the first weights; paper: .02; not given: that, below ViT-B's width more, as √(768 / width)
     decoder_depth: int | None = None  # paper: 12 blocks for ViT-L and ViT-H, 6 for ViT-B; not given: these, and no more than the encoder has
 
     def __post_init__(self):
@@ -75,8 +76,8 @@ class IJEPA:
         depth = self.decoder_depth or min(12 if encoder.width >= 1024 else 6, len(blocks))
         grid = encoder.own_grid
         decoder = EachTarget(Transformer(encoder.width, encoder.width, grid, width, depth, heads, mlp_ratio), self.targets)
-        start(encoder, self.init_std)
-        start(decoder, self.init_std)
+        for part in (encoder, decoder):
+            start(part, spread(encoder.width, self.init_std))
         fix_places(encoder.trunk)
         teacher = Teacher(adapted(copy.deepcopy(encoder.trunk)), last_layer, Momentum(self.momentum, self.momentum_end))
         return MaskedModel(encoder, self.strategy(grid, encoder.patch), {"features": Predict(decoder, teacher, losses.smooth_l1)}, pooling="avg")
