@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unmask.errors import Refused
-from unmask.interchange import bootmae, cae, distilled, huggingface, igpt, official, papers, published, relative
+from unmask.interchange import bootmae, cae, convnext, distilled, hiera, huggingface, igpt, official, papers, published, relative
 from unmask.interchange.foreign import norm_eps, read_config
 from unmask.interchange.naming import identify, parted
 from unmask.interchange.shapes import Network, heads_of_family, network_of
@@ -61,6 +63,9 @@ def load(path: str | Path, **said: Any) -> Learner:
         return from_distilled(weights, **said)
     if bootmae.tells(weights.state):
         return from_bootmae(weights, **said)
+    for own in (hiera, convnext):
+        if own.tells(weights.state):
+            return from_stages(own, weights, **said)
     paper = papers.of(weights.state)
     return from_official_mae(weights, **said) if paper is None else from_paper(weights, paper, **said)
 
@@ -162,13 +167,37 @@ def from_paper(weights: Weights, paper: papers.Names, **said: Any) -> Learner:
     learner = find(paper.method)(**settings).build(rebuild(network.name, network.kwargs))
     ours, left = paper.ours(state)
     ours |= paper.neutral(ours)
+    return _filled(learner, ours, left, path, paper.method)
+
+
+def _filled(learner: Learner, state: Mapping[str, Tensor], left: list[str], path: str, what: str, spare: str = "(?!)") -> Learner:
+    """The learner with this state by our names; Refused where names are `left`, unknown or missing, but for those that `spare` finds."""
     try:
-        missing, unexpected = learner.load_state_dict(ours, strict=False)
+        missing, unexpected = learner.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise Refused(f"{path} does not fit {paper.method}: {' '.join(str(error).split())[:300]}") from None
+        raise Refused(f"{path} does not fit {what}: {' '.join(str(error).split())[:300]}") from None
+    missing = [name for name in missing if not re.search(spare, name)]
     if left or missing or unexpected:
-        raise Refused(f"{path} does not fit {paper.method}: unknown {left + unexpected}, missing {missing}"[:400])
+        raise Refused(f"{path} does not fit {what}: unknown {left + unexpected}, missing {missing}"[:400])
     return learner.eval()
+
+
+def from_stages(own: Any, weights: Weights, **said: Any) -> Learner:
+    """A learner from a file of Hiera's MAE or of FCMAE (`own`: the table of its names), sizes read off the tensors."""
+    state, path = weights.state, weights.path
+    trunk, rest = own.trunk(state)
+    if "mask_token" not in state:
+        raise Refused(f"{path} holds an encoder only, and this needs the decoder too")
+    network = own.network(trunk, path, said.get("img_size"), said.get("heads"), rest)
+    method, width = find("hiera_mae" if own is hiera else "fcmae"), state["mask_token"].numel()
+    depth = len({key.split(".")[1] for key in state if re.match(r"decoder(_blocks)?\.\d", key)})
+    sizes: dict[str, Any] = {"decoder_width": width, "decoder_depth": depth, "grn": "batch", "decoder_heads": said.get("decoder_heads") or max(1, width // 32)}
+    known = {field.name for field in fields(method)}
+    learner = method(**{name: value for name, value in (sizes | _told(weights, **said)).items() if name in known}).build(rebuild(network.name, network.kwargs))
+    ours, left = own.ours(state, learner.state_dict())
+    for line in network.assumed:
+        print(f"unmask: {line}", file=sys.stderr)
+    return _filled(learner, ours, left, path, network.name, r"trunk\.head\.")
 
 
 def from_bootmae(weights: Weights, **said: Any) -> Learner:
@@ -180,13 +209,7 @@ def from_bootmae(weights: Weights, **said: Any) -> Learner:
         print(f"unmask: {line}", file=sys.stderr)
     learner = find("bootmae")(decoder_width=state["mask_token"].shape[-1], decoder_depth=depth).build(rebuild(network.name, network.kwargs))
     ours, left = bootmae.ours(state)
-    try:
-        missing, unexpected = learner.load_state_dict(ours, strict=False)
-    except RuntimeError as error:
-        raise Refused(f"{weights.path} does not fit BootMAE: {' '.join(str(error).split())[:300]}") from None
-    missing = [name for name in missing if ".target." not in name and not name.endswith("share")]
-    if left or missing or unexpected:
-        raise Refused(f"{weights.path} does not fit BootMAE: unknown {left + unexpected}, missing {missing}"[:400])
+    _filled(learner, ours, left, weights.path, "BootMAE", r"\.target\.|share$")
     learner.begin()
     return learner.eval()
 
@@ -266,12 +289,7 @@ def _mae(trunk: dict[str, Tensor], decoder: dict[str, Tensor], network: Network,
     sizes = {"decoder_width": decoder["mask_token"].shape[-1], "decoder_depth": depth, "decoder_heads": heads}
     learner = find("mae")(**settings, **sizes).build(rebuild(network.name, network.kwargs))
     ours, left = official.from_mae(trunk | decoder)
-    try:
-        missing, unexpected = learner.load_state_dict(ours, strict=False)
-    except RuntimeError as error:
-        raise Refused(f"{path} does not fit MAE's decoder and {network.name}: {' '.join(str(error).split())[:300]}") from None
-    if left or missing or unexpected:
-        raise Refused(f"{path} does not fit MAE's decoder and {network.name}: unknown {left + unexpected}, missing {missing}"[:400])
+    _filled(learner, ours, left, path, f"MAE's decoder and {network.name}")
     _same_places(learner, decoder.get("decoder_pos_embed"), path)
     return learner.eval()
 

@@ -1,18 +1,24 @@
 """Networks of stages, Hiera and ConvNeXt, out of a run and in again: encoder files, other sizes, --init, timm's folder, ONNX."""
 
+import re
+
 import pytest
 import timm
 import torch
+from golden_files import keys, lists, names, published
 from torch.testing import assert_close
 
-from unmask.encoders.build import adapted, create_trunk
+from unmask.encoders.build import adapted, constructor, create_trunk
+from unmask.encoders.convnext import ConvNeXt
 from unmask.errors import Refused
 from unmask.evaluation.features import pool
+from unmask.interchange import convnext, hiera
 from unmask.interchange.encoder import load_encoder, resize, save_encoder
 from unmask.interchange.initialise import fill
 from unmask.interchange.onnx import export_onnx
 from unmask.interchange.report import network_in_words
 from unmask.interchange.timm_export import export_timm
+from unmask.load import load
 from unmask.testing import pictures
 
 NETWORKS = {"hiera_tiny_224": {"width": 24, "q_pool": 2}, "convnextv2_atto": {"width": 8}, "convnext_tiny": {"width": 8}}
@@ -98,3 +104,78 @@ def test_onnx_computes_the_same(saved, tmp_path):
         pytest.skip("the second ConvNeXt tells nothing new")
     done = export_onnx(load_encoder(file), tmp_path / "encoder.onnx")
     assert done.difference < 1e-2 and (tmp_path / "encoder.onnx").is_file()
+
+
+# --------------------------------------------------------------------------------------------------------- published files
+
+
+def under(tensors, prefix):
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+@pytest.mark.parametrize("name", [name for name in lists() if name.startswith(("hiera_mae_", "hiera_ft_", "convnextv2_ft_", "convnextv2_timm_", "fcmae_"))])
+def test_every_published_name_is_used_or_explained(name):
+    own = hiera if name.startswith("hiera") else convnext
+    weights = published(name)
+    assert own.tells(weights.state)
+    if name.endswith("_16x224"):
+        with pytest.raises(Refused, match="video"):
+            own.network(own.trunk(weights.state)[0], name)
+        return
+    trunk, rest = own.trunk(weights.state)
+    network = own.network(trunk, name, None, None, rest)
+    size = name.removesuffix("_224").split("_", 2)[2]
+    assert network.published and network.name == (f"hiera_{size}_224" if own is hiera else f"convnextv2_{size}") and network.kwargs["img_size"] == (224, 224)
+    assert network.kwargs.get("q_pool", 3) == (2 if "mae" in name and own is hiera else 3)
+    with torch.device("meta"):
+        built = timm.create_model(network.name, **constructor(network.name, network.kwargs))
+    assert {key: value.shape for key, value in built.state_dict().items()} == {key: value.shape for key, value in trunk.items()}
+    usual = timm.get_pretrained_cfg(network.name)
+    with torch.device("meta"):
+        named = timm.create_model(network.name, num_classes=0)
+    assert usual is not None and {key: value.shape for key, value in named.state_dict().items()} == {key: value.shape for key, value in trunk.items()}
+    assert all(any(re.search(tells, key) for tells, _ in own.LEFT) for key in rest)
+
+
+@torch.no_grad()
+@pytest.mark.golden
+@pytest.mark.parametrize("name", names("hiera", "output.latent"))
+def test_a_file_of_hieras_mae_gives_the_official_features_and_loss(golden, name, tmp_path):
+    tensors, metadata = golden(name)
+    if "input.image" not in tensors:
+        pytest.skip("for video")
+    torch.save({"model_state": under(tensors, "weights.")}, tmp_path / "mae_hiera_own_64.pth")
+    x, said, config = tensors["input.image"], [], metadata["config"]
+    encoder = load_encoder(tmp_path / "mae_hiera_own_64.pth", img_size=tuple(config["input_size"]), say=said.append)
+    assert encoder.model.q_pool == 2 and any("joins the stages" in line for line in said) and encoder.mean == (0.485, 0.456, 0.406)
+    learner = load(tmp_path / "mae_hiera_own_64.pth", img_size=tuple(config["input_size"]), decoder_heads=config["decoder_num_heads"])
+    assert_close(learner(x, noise=tensors["input.noise"])["loss"], tensors["output.loss"], rtol=1e-6, atol=1e-6)
+    mask = learner.draw_mask(x, tensors["input.noise"])
+    assert_close(adapted(encoder.model)(x, mask).patches, learner.encoder(x, mask).patches)
+
+
+@torch.no_grad()
+@pytest.mark.golden
+@pytest.mark.parametrize("name", names("fcmae", "output.encoder"))
+def test_a_file_of_fcmae_gives_the_official_features_and_loss(golden, name, tmp_path):
+    tensors, metadata = golden(name)
+    torch.save({"model": under(tensors, "weights.")}, tmp_path / "checkpoint-799.pth")
+    x, config = tensors["input.image"], metadata["config"]
+    encoder = load_encoder(tmp_path / "checkpoint-799.pth", img_size=(config["img_size"],) * 2, say=lambda line: None)
+    learner = load(tmp_path / "checkpoint-799.pth")
+    assert_close(learner(x, noise=tensors["input.noise"])["loss"], tensors["output.loss"], rtol=1e-6, atol=1e-6)
+    mask = learner.draw_mask(x, tensors["input.noise"])
+    wanted = mask.visible(tensors["output.encoder"].flatten(2).transpose(1, 2))
+    assert_close(ConvNeXt(encoder.model, together=True)(x, mask).patches, wanted, rtol=1e-5, atol=3e-5)
+    assert encoder.img_size == (96, 96) and "convnextv2" in encoder.name
+
+
+def test_a_stranger_is_refused(tmp_path):
+    state = {key: torch.zeros(shape) for key, shape in keys("convnextv2_ft_atto").items()}
+    torch.save(state | {"neck.weight": torch.zeros(2)}, tmp_path / "own.pth")
+    with pytest.raises(Refused, match=r"neck\.weight"):
+        load_encoder(tmp_path / "own.pth")
+    torch.save(state, tmp_path / "tuned.pth")
+    with pytest.raises(Refused, match="encoder only"):
+        load(tmp_path / "tuned.pth")
+    assert load_encoder(tmp_path / "tuned.pth", say=lambda line: None).name == "convnextv2_atto"

@@ -6,11 +6,13 @@ Source: facebookresearch/ConvNeXt-V2, fcmae.py, convnextv2_sparse.py, convnextv2
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import timm
 import torch
 from torch import Tensor
 
+from unmask.encoders.build import constructor
 from unmask.interchange.official import channel_first, channel_last
 from unmask.interchange.shapes import Network
 
@@ -45,6 +47,28 @@ NAMED: dict[tuple[tuple[int, ...], int], str] = {  # blocks of a stage, width of
     ((3, 3, 27, 3), 192): "large",
     ((3, 3, 27, 3), 352): "huge",
 }
+
+
+LEFT = (  # what stands beside the trunk
+    (r"^(proj|pred|decoder\.\d+)\.|^mask_token$", "the decoder, not needed for an encoder"),
+    (r"^head\.(?!norm)", "a classifier"),
+)
+
+
+def tells(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are the names of a ConvNeXt V2: its own, sparse or dense, or timm's."""
+    return any(key.removeprefix("encoder.") in ("downsample_layers.0.0.weight", "stem.0.weight") for key in state) and any(".grn." in key for key in state)
+
+
+def trunk(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The encoder by timm's names, with the norm behind the pool; second, the names of what stands beside it."""
+    inside = re.compile(r"(encoder\.)?(downsample_layers|stages|stem|norm|head\.norm)\.")
+    found = timms({key.removeprefix("encoder."): value for key, value in state.items() if inside.match(key)})
+    found = found if "head.norm.weight" in found else completed(found)
+    kind = network(found, "")
+    with torch.device("meta"):
+        like = timm.create_model(kind.name, **constructor(kind.name, kind.kwargs)).state_dict()
+    return fitted(found, like), [key for key in state if not inside.match(key)]
 
 
 def timms(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -114,7 +138,7 @@ def completed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"head.norm.weight": torch.ones_like(like), "head.norm.bias": torch.zeros_like(like)} | state
 
 
-def network(state: Mapping[str, Tensor], path: str, img_size: tuple[int, int] | None = None, heads: int | None = None, beside: Mapping[str, Tensor] | None = None) -> Network:
+def network(state: Mapping[str, Tensor], path: str, img_size: tuple[int, int] | None = None, heads: int | None = None, beside: Sequence[str] = ()) -> Network:
     """The timm ConvNeXt V2 that has these tensors, by timm's names. It takes pictures of any size."""
     depths = tuple(1 + max(int(key.split(".")[3]) for key in state if key.startswith(f"stages.{stage}.blocks.")) for stage in range(4))
     dims = tuple(state[f"stages.{stage}.blocks.0.norm.weight"].shape[0] for stage in range(4))

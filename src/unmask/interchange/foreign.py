@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from unmask.encoders.build import FAMILIES, FIXED, STAGED
 from unmask.errors import Refused
-from unmask.interchange import aim, bootmae, huggingface, huggingface_names, published
+from unmask.interchange import aim, bootmae, convnext, hiera, huggingface, huggingface_names, published
 from unmask.interchange.families import UNKNOWN, groups, shortly
 from unmask.interchange.official import Parts, take_apart
 from unmask.interchange.report import Report, network_in_words
@@ -71,6 +72,13 @@ def from_weights(weights: Weights, img_size: Size = None, heads: int | None = No
         network = aim.network(trunk, img_size, heads)
         parts = Parts(trunk | {"pos_embed": aim.places(network)}, {}, groups(rest, UNKNOWN), "AIM")
         return _built(parts, network, weights.path, IMAGENET, ["places of sines and cosines, which the file leaves out"])
+    for own in (hiera, convnext):
+        if own.tells(weights.state):
+            trunk, rest = own.trunk(weights.state)
+            left = {says: [name for name in rest if re.search(tells, name)] for tells, says in own.LEFT}
+            if unknown := [name for name in rest if not any(name in names for names in left.values())]:
+                raise Refused(f"{weights.path} has {shortly(unknown)}, which no such network has: what it computes is not known")
+            return _built(Parts(trunk, {}, left), own.network(trunk, weights.path, img_size, heads, rest), weights.path, IMAGENET, [])
     parts = take_apart(weights)
     network = network_of(parts.trunk, weights.path, img_size, heads, heads_of_family(parts.family, parts.trunk, parts.decoder))
     said = [f"its entry '{weights.part}' was taken"] if weights.part in ("teacher", "student", "target_encoder") else []

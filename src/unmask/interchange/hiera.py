@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +27,11 @@ ROWS = (  # (theirs, ours), of what stands beside the trunk
     ("mask_token", PIXELS + "decoder.mask_token"),
 )
 BODY = ("pos_embed", "patch_embed.", "blocks.")
+LEFT = (  # what stands beside the trunk
+    (r"^decoder_|^mask_token$", "the decoder, not needed for an encoder"),
+    (r"^multi_scale_fusion_heads\.|^encoder_norm\.", "what joins the stages for the decoder"),
+    (r"^head\.(projection|fc)\.", "a classifier"),
+)
 NAMED: dict[tuple[int, tuple[int, ...]], tuple[str, int]] = {  # width of the first stage and blocks a stage -> size, attention heads of the first stage
     (96, (1, 2, 7, 2)): ("tiny", 1),
     (96, (1, 2, 11, 2)): ("small", 1),
@@ -37,8 +42,20 @@ NAMED: dict[tuple[int, tuple[int, ...]], tuple[str, int]] = {  # width of the fi
 }
 
 
-def ours(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """A whole MAE by the names of our learner; second, names that no row knows."""
+def tells(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are the names of a Hiera: its own, or timm's."""
+    return "patch_embed.proj.weight" in state and any(re.fullmatch(r"blocks\.\d+\.proj\.weight", key) for key in state)
+
+
+def trunk(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The encoder by timm's names, with the norm behind the pool; second, the names of what stands beside it."""
+    named = {("head." + key if key.startswith("norm.") else key): key for key in state}
+    found = {name: state[key] for name, key in named.items() if name.startswith((*BODY, "head.norm."))}
+    return (found if "head.norm.weight" in found else completed(found)), [key for name, key in named.items() if name not in found]
+
+
+def ours(state: Mapping[str, Tensor], like: Mapping[str, Tensor] | None = None) -> tuple[dict[str, Tensor], list[str]]:
+    """A whole MAE by the names of our learner; second, names that no row knows. Its own shapes are not asked for."""
     found, left = {}, []
     for key, value in state.items():
         row = next((row for row in ROWS if key.startswith(row[0])), None)
@@ -84,10 +101,12 @@ def depth(state: Mapping[str, Tensor]) -> int:
     return 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
 
 
-def network(state: Mapping[str, Tensor], path: str, img_size: tuple[int, int] | None = None, heads: int | None = None, beside: Mapping[str, Tensor] | None = None) -> Network:
+def network(state: Mapping[str, Tensor], path: str, img_size: tuple[int, int] | None = None, heads: int | None = None, beside: Sequence[str] = ()) -> Network:
     """The timm Hiera that has these tensors, by timm's names; `beside`: an MAE's other parts, which tell that it pools once less."""
     if "pos_embed" not in state or state["patch_embed.proj.weight"].dim() != 4:
         raise Refused(f"{path} holds a Hiera for video: this version opens those for pictures")
+    if state["pos_embed"].dim() != 3:
+        raise Refused(f"{path} holds a Hiera with places of windows, which is one of timm's: say FILE:model=NAME")
     first = starts(state)
     stages = tuple(after - before for before, after in zip([0, *first], [*first, depth(state)]))
     width, channels, kernel, _ = state["patch_embed.proj.weight"].shape
@@ -103,7 +122,7 @@ def network(state: Mapping[str, Tensor], path: str, img_size: tuple[int, int] | 
     kwargs |= {"mlp_ratio": hidden / width} if hidden != 4 * width else {}
     if patch != 4:
         kwargs |= {"patch_stride": (patch, patch), "patch_kernel": (kernel, kernel), "patch_padding": (patch - 1, patch - 1)}
-    if any(key.startswith("multi_scale_fusion_heads.") for key in beside or ()):
+    if any(key.startswith("multi_scale_fusion_heads.") for key in beside):
         kwargs["q_pool"] = 2
         assumed.append("it pools twice, as it was pre-trained; a classifier pools three times, with the same weights")
     return Network(f"hiera_{name or 'tiny'}_224", kwargs, assumed, bool(name))

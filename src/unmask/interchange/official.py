@@ -98,7 +98,7 @@ def take_apart(weights: Weights, plain: bool = True) -> Parts:
     family = family_of(state)
     if plain and family is not None:
         raise Refused(
-            f"{path} holds {family}: this version opens plain vision transformers (MAE, CrossMAE, DINO, DINOv2, iBOT, MoCo v3, I-JEPA, DeiT, Pixio, MaskFeat), BEiT, BEiT v2, data2vec, SimMIM, CAE, EVA and Swin; "
+            f"{path} holds {family}: this version opens plain vision transformers (MAE, CrossMAE, DINO, DINOv2, iBOT, MoCo v3, I-JEPA, DeiT, Pixio, MaskFeat), BEiT, BEiT v2, data2vec, SimMIM, CAE, EVA, Swin, Hiera and ConvNeXt V2; "
             "timm's own files of other networks as FILE:model=NAME"
         )
     if any(".layernorm_before." in name or name.endswith("embeddings.cls_token") for name in state):
