@@ -83,10 +83,7 @@ def from_metadata(metadata: Mapping[str, str], state: Mapping[str, Tensor], file
     method = find(metadata["method"])(**said)
     build = json.loads(metadata["build"])
     learner = method.build(**build | {"img_size": tuple(build["img_size"])})
-    missing, unexpected = learner.load_state_dict(state, strict=False)
-    if missing or unexpected:
-        raise Refused(f"{file} does not fit its own settings: missing {missing}, unknown {unexpected}"[:400])
-    return learner.eval()
+    return _filled(learner, state, [], str(file), "its own settings")
 
 
 def from_official_mae(weights: Weights, **said: Any) -> Learner:
@@ -145,11 +142,8 @@ def _coded(taken: published.Taken, method: Any, network: Network, codes: int, st
     words = learner.objectives["codes"].target.tokenizer.vocabulary
     if words != codes:
         raise Refused(f"{path} names {codes:,} codes, and the tokenizer {method.tokenizer} has {words:,}: it is another one")
-    missing, unexpected = learner.load_state_dict(state, strict=False)
-    if unexpected or any(".target." not in name for name in missing):
-        raise Refused(f"{path} does not fit {type(method).__name__} over {network.name}: unknown {unexpected}, missing {missing}"[:400])
     learner.sees(taken.statistics["mean"], taken.statistics["std"])
-    return learner.eval()
+    return _filled(learner, state, [], path, f"{type(method).__name__} over {network.name}", r"\.target\.")
 
 
 def from_paper(weights: Weights, paper: papers.Names, **said: Any) -> Learner:
