@@ -18,7 +18,8 @@ from unmask.targets.codes import described
 from unmask.targets.hog import HOG
 from unmask.testing import SMALL, pictures
 from unmask.tokenizers.dvae import DVAE
-from unmask.visualize.answers import _filled, glyphs, grid, maps_of
+from unmask.visualize.answers import _filled, glyphs, grid
+from unmask.visualize.reconstruction import maps_of
 
 WORDS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 

@@ -89,12 +89,12 @@ def _sheet(
     """The sheet of an answer, drawn as its target wants."""
     colours, answer = Colours.of(x, mean, std, bands), answered(learner, name, target, x, seed)
     draw: Callable[[Answer, Colours], Drawing] = _strokes if isinstance(target, HOG) else _coded if isinstance(target, Codes) else _nearest
-    drawing, (seen, _) = draw(answer, colours), maps_of(answer.mask, learner.encoder.patch)
+    drawing, (seen, _) = draw(answer, colours), reconstruction.maps_of(answer.mask, learner.encoder.patch)
     rows = [
         Row([original, cover(original, looked), *panels], f"{short_name(word)}   {figure}", name=short_name(word))
         for original, looked, word, figure, *panels in zip(colours.images(x), seen, names, drawing.figures, *drawing.columns)
     ]
-    heads = ["original" + colours.label, f"masked ({float(answer.mask.map.float().mean()):.0%} hidden)", *drawing.heads]
+    heads = ["original" + colours.label, f"masked ({1 - float(seen.float().mean()):.0%} hidden)", *drawing.heads]
     return save(sheet(rows, heads, title or drawing.title, [*drawing.legend, *([colours.note] if colours.note else [])]), out)
 
 
@@ -115,16 +115,6 @@ def answered(learner: MaskedModel, name: str, target: Target, x: Tensor, seed: i
         return Answer(learner, target, x, mask, learner.predict(x, mask, name)["prediction"].float(), target(x))
     finally:
         learner.train(training)
-
-
-def maps_of(mask: Mask, patch: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Where the network looked, and what it was asked about: (B, H, W) True there. A place may be neither."""
-    hidden = mask.map  # (B, N)
-    seen = torch.zeros_like(hidden).scatter(1, mask.visible_ids, True) & ~hidden
-    seen = seen | (~hidden if mask.weight is not None else seen)
-    area = math.prod(patch)
-    both = [unpatchify(some.unsqueeze(-1).expand(-1, -1, area).float(), mask.grid, patch)[:, 0].bool().cpu() for some in (seen, hidden)]
-    return both[0], both[1]
 
 
 def _strokes(answer: Answer, colours: Colours) -> Drawing:
@@ -244,7 +234,7 @@ def _nearest(answer: Answer, colours: Colours) -> Drawing:
     mask, truth, prediction, patch = answer.mask, answer.truth, answer.prediction, answer.learner.encoder.patch
     if prediction.dim() != 3 or prediction.shape[-1] != truth.shape[-1]:
         raise Refused("reconstruct draws predicted pixels, edges and features; what this network predicts has no picture")
-    seen, hidden = maps_of(mask, patch)
+    seen, hidden = reconstruction.maps_of(mask, patch)
     patches, wanted = patchify(answer.x.cpu(), patch), mask.masked(truth)
     middle = truth.flatten(0, 1).mean(0)
     gallery = F.normalize((truth - middle).flatten(0, 1), dim=-1)  # (B·N, D)

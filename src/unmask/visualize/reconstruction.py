@@ -185,15 +185,22 @@ def reconstruct(learner: nn.Module, x: Tensor, mask: Mask | None = None, statist
     channels, area = x.shape[1], math.prod(target.patch)
     colour = mask.visible(patches).unflatten(-1, (channels, area)).mean(-1)  # (B, V, C)
     smooth = spread(colour, mask).repeat_interleave(area, dim=-1)  # (B, M, C·prod(patch))
-    hidden = mask.map  # (B, N)
-    seen = torch.zeros_like(hidden).scatter(1, mask.visible_ids, True) & ~hidden
-    seen = seen | (~hidden if mask.weight is not None else seen)  # padded lists hide by token: what is not masked is seen
-    pictures = [torch.where(hidden.unsqueeze(-1), mask.join(mask.visible(patches), v), patches) for v in (values, smooth)]
+    pictures = [torch.where(mask.map.unsqueeze(-1), mask.join(mask.visible(patches), v), patches) for v in (values, smooth)]
     pasted, filled = (unpatchify(picture, mask.grid, target.patch).cpu() for picture in pictures)
-    maps = [unpatchify(m.unsqueeze(-1).expand(-1, -1, area).float(), mask.grid, target.patch)[:, 0].bool().cpu() for m in (seen, hidden)]
+    maps = maps_of(mask, target.patch)
     back = BACK if isinstance(learner.encoder, Adapter) and learner.encoder.hides == "causal" else ""
     how = "raw" if not target.normalize else "channels" if target.by_channel and statistics == "visible" else statistics
     return Reconstruction(pasted, filled, maps[0], maps[1], back + SAID[how])
+
+
+def maps_of(mask: Mask, patch: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Where the network looked, and what it was asked about: (B, H, W) True there. A place may be neither."""
+    hidden = mask.map  # (B, N)
+    seen = torch.zeros_like(hidden).scatter(1, mask.visible_ids, True) & ~hidden
+    seen = seen | (~hidden if mask.weight is not None else seen)  # padded lists hide by token: what is not masked is seen
+    area = math.prod(patch)
+    both = [unpatchify(some.unsqueeze(-1).expand(-1, -1, area).float(), mask.grid, patch)[:, 0].bool().cpu() for some in (seen, hidden)]
+    return both[0], both[1]
 
 
 def error(first: Tensor, second: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,7 +238,7 @@ def grid(
         known = answer.seen[i] | answer.hidden[i]
         panels = [originals[i], cover(originals[i], answer.seen[i]), cover(pasted[i], known), heat(maps[i], ERROR_TOP)]
         rows.append(Row(panels, f"{short_name(name)}   error {errors[i]:.3f}, smooth fill {fills[i]:.3f}", name=short_name(name)))
-    share = float(answer.hidden.float().mean())
+    share = 1 - float(answer.seen.float().mean())
     told = statistics == "truth" and "true patch mean" in answer.said
     header = ["original" + colours.label, f"masked ({share:.0%} hidden)", "prediction" + (" + true mean, std" if told else ""), "error"]
     better = int((errors < fills).sum())
