@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from unmask import losses
 from unmask.errors import Refused
 from unmask.mask import Mask
 from unmask.masking import STRATEGIES
 from unmask.methods.mae import MAE
-from unmask.model import MaskedModel
+from unmask.model import MaskedModel, Predict
 from unmask.patches import patchify
+from unmask.targets.hog import HOG
 from unmask.visualize import reconstruction
 from unmask.visualize.reconstruction import grid, reconstruct, spread
 
@@ -183,8 +185,10 @@ def test_learners_without_pixels_are_refused_kindly():
     with pytest.raises(Refused, match="reconstruct"):
         reconstruct(nn.Linear(2, 2), pictures(1))
     del model.objectives["pixels"]
-    model.objectives["codes"] = nn.Identity()
-    with pytest.raises(Refused, match="codes"):
+    with pytest.raises(Refused, match="nothing to reconstruct"):
+        reconstruct(model, pictures(1))
+    model.objectives["edges"] = Predict(part.decoder, HOG(part.target.patch), losses.mse)
+    with pytest.raises(Refused, match="predicts edges instead"):
         reconstruct(model, pictures(1))
     assert patchify(pictures(1), part.target.patch).shape == (1, 16, 192)
 
