@@ -83,6 +83,11 @@ class Learner(nn.Module, ABC):
         """The loss of answers that need no network, by their names, for learners that hide nothing behind a mask (see `training/monitor.py`)."""
         return {}
 
+    def handed(self) -> Any:
+        """The timm network that is judged while it trains and handed on at the end: the encoder's, or a teacher's where papers judge that; None without an encoder."""
+        encoder = dict(self.named_children()).get("encoder")
+        return None if encoder is None else encoder.trunk
+
     def signs(self) -> dict[str, float]:
         """What tells of a collapse beside the features: numbers for metrics.jsonl, by their names, of the last step."""
         return {}

@@ -226,6 +226,10 @@ class SelfDistilled(MaskedModel):
     def rate_at(self, rate: float, last: bool, progress: float) -> float:
         return 0.0 if last and progress < self.terms.frozen else rate
 
+    def handed(self):
+        """The teacher's network: what the papers publish and judge."""
+        return self.teacher["encoder"].trunk
+
     def notes(self):
         return ["the target is a teacher that follows the encoder: its loss may rise while the features get better; kNN and the features' rank tell"]
 

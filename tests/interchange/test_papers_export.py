@@ -22,6 +22,9 @@ RUNS = {  # method: its own settings, and a small network like the paper's
     "pixio": ({"decoder_depth": 2, "cell": 2}, SMALL | {"model": "vit_base_patch16_224"}),
     "bootmae": ({}, SMALL | {"model": "vit_base_patch16_224"}),
     "maskfeat": ({}, SMALL | {"model": "vit_base_patch16_224"}),
+    "dino": ({"prototypes": 24, "hidden": 16, "bottleneck": 8}, SMALL | {"model": "vit_base_patch16_224"}),
+    "ibot": ({"prototypes": 24, "hidden": 16, "bottleneck": 8, "shared_head": False}, SMALL | {"model": "vit_base_patch16_224"}),
+    "dinov2": ({"prototypes": 24, "hidden": 16, "bottleneck": 8, "registers": 2}, SMALL | {"model": "vit_small_patch14_dinov2"}),
     "cae": ({"regressor": 2, "decoder": 1, "tokenizer": vocabulary}, SMALL | {"model": "deit3_base_patch16_224"}),
     "beit": ({"tokenizer": vocabulary}, BEIT),
     "beit2": ({"tokenizer": vocabulary}, BEIT),
@@ -42,7 +45,7 @@ def made(method, own, network):
         for name, weight in learner.named_parameters():
             if weight.requires_grad and "mask_token" not in name:
                 weight.add_(0.02 * torch.randn_like(weight))
-    return learner, encoder_of(learner.encoder.trunk, "run", {"mean": (0.5,) * 3, "std": (0.5,) * 3})
+    return learner, encoder_of(learner.handed(), "run", {"mean": (0.5,) * 3, "std": (0.5,) * 3})
 
 
 @pytest.mark.parametrize("method", WRITERS)

@@ -44,6 +44,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one(method, data, tmp_path):
     assert "going on at step 2" in (part / "log.txt").read_text()
     one, two = (load_file(run / "model.safetensors") for run in (whole, part))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    handed = load_file(whole / "encoder.safetensors")
+    assert all(torch.equal(value, one[f"teacher.encoder.trunk.{name}"]) for name, value in handed.items()), "the teacher is handed on"
+    assert torch.equal(unmask.load_encoder(whole / "model.safetensors").norm.weight, handed["norm.weight"])
     assert "local_size: [8, 8]" in (whole / "config.yaml").read_text()
     last = rows(whole)[-1]
     assert {"teacher_entropy", "teacher_information", "feature_std", "rank"} <= last.keys()

@@ -170,7 +170,8 @@ def _from_file(path: Path, said: Mapping[str, Any]) -> Encoder:
     words = {**json.loads(words.get("build", "{}")), **words}
     if "model" not in words or "img_size" not in words:
         return from_weights(read(path), **said)
-    part = "encoder.trunk." if any(key.startswith("encoder.trunk.") for key in state) else ""
+    parts = ("teacher.encoder.trunk.", "encoder.trunk.")  # of a learner the network that is handed on: see `Learner.handed`
+    part = next((part for part in parts if any(key.startswith(part) for key in state)), "")
     state = {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
     listed = {key: json.loads(words[key]) for key in ("mean", "std", "low", "high") if words.get(key, "null") != "null"}
     statistics: dict[str, Any] = {"mean": None, "std": None} | {key: tuple(value) if isinstance(value, list) else (value,) for key, value in listed.items()}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unmask.encoders.adapter import Adapter
 from unmask.errors import Refused
-from unmask.interchange import bootmae, convnext, hiera
+from unmask.interchange import bootmae, convnext, distilled, hiera
 from unmask.interchange.cae import to_cae
 from unmask.interchange.encoder import load_encoder
 from unmask.interchange.official import to_mae
@@ -71,6 +71,11 @@ def eva(state: State, encoder: Adapter) -> dict[str, Tensor]:
     return found
 
 
+def _teacher(state: State, encoder: Adapter, method: str) -> dict[str, Tensor]:
+    """What DINO, iBOT and DINOv2 publish and judge."""
+    return distilled.theirs(state, method, teacher=True)
+
+
 WRITERS: Mapping[str, tuple[str, Callable[[State, Adapter], dict[str, Tensor]]]] = {  # by method: the key in the file, and the names
     "mae": ("model", lambda state, encoder: to_mae(state, encoder.patch)),
     "crossmae": ("model", lambda state, encoder: CROSSMAE.theirs(state, encoder.patch)),
@@ -82,6 +87,7 @@ WRITERS: Mapping[str, tuple[str, Callable[[State, Adapter], dict[str, Tensor]]]]
     "simmim": ("model", simmim),
     "data2vec": ("model", partial(renamed, rows=FEATURES)),
     "eva": ("model", eva),
+    **{method: ("teacher", partial(_teacher, method=method)) for method in distilled.HEADS},
     "maskfeat": ("model_state", partial(renamed, rows=MASKFEAT)),
     "hiera_mae": ("model_state", lambda state, encoder: hiera.theirs(state)),
     "fcmae": ("model", lambda state, encoder: convnext.theirs(state, encoder.patch)),

@@ -68,14 +68,14 @@ class Pretraining(Task):
         return pictures_of(recipe, opened(recipe, data), format_of(kept), quarantine)
 
     def metadata(self, recipe: Recipe, kept: Mapping[str, Any], learner: Learner) -> dict[str, str]:
-        trunk = trunk_of(learner)
+        trunk = learner.handed()
         return ({} if trunk is None else describe(trunk, statistics_of(recipe, kept))) | metadata_of(recipe.method, recipe.name, **words_of(recipe))
 
     def watch(self, recipe: Recipe, learner: Learner, feed: Any, folder: RunFolder, device: torch.device, progress: Progress) -> Watch:
         return Monitor(learner, feed, folder.pictures, recipe.train, device, progress, untrained=recipe.trunk.init is None)
 
     def finish(self, recipe: Recipe, kept: Mapping[str, Any], learner: Learner, feed: Any, folder: RunFolder, metadata: Mapping[str, str], step: int) -> None:
-        trunk = trunk_of(learner)
+        trunk = learner.handed()
         if trunk is not None:
             save_encoder(folder.path / "encoder.safetensors", trunk, statistics_of(recipe, kept))
         here, there = shlex.quote(str(folder.path)), shlex.quote(recipe.data) if isinstance(recipe.data, str) else "DATA"
