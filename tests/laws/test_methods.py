@@ -29,6 +29,7 @@ from unmask.methods.ibot import IBOT
 from unmask.methods.igpt import IGPT
 from unmask.methods.ijepa import IJEPA
 from unmask.methods.mae import MAE
+from unmask.methods.mae_ct import MAECT
 from unmask.methods.mae_lite import MAELite
 from unmask.methods.maskfeat import MaskFeat
 from unmask.methods.milan import MILAN
@@ -77,6 +78,8 @@ METHODS = {  # the method, its patch, views a sample, local views a sample
     "dino": (DINO(prototypes=64, hidden=64, bottleneck=32, drop_path=0, momentum=0.99), 8, 2, 3),
     "dinov2": (DINOv2(prototypes=64, hidden=64, bottleneck=32, drop_path=0, momentum=0.99), 4, 2, 3),
     "dinov2, Sinkhorn": (DINOv2(prototypes=64, patch_prototypes=48, hidden=64, bottleneck=32, shared_head=False, registers=2, centring="sinkhorn", koleo=0, drop_path=0, momentum=0.99), 4, 2, 3),
+    "mae_ct": (MAECT(hidden=32, out=16, queue=24, topk=3, head_share=0.02), 8, 2, 0),
+    "mae_ct, joint": (MAECT(joint=True, hidden=32, out=16, queue=24, topk=3), 8, 2, 0),
     "mae_lite": (MAELite(teacher="random:vit_tiny_patch16_224"), 8, 1, 0),
     "mae_lite, not decoupled": (MAELite(teacher="random:vit_tiny_patch16_224", decoupled=False, features=0.5), 8, 1, 0),
     "distill": (Distill(teacher="random:vit_tiny_patch16_224"), 8, 1, 0),

@@ -98,6 +98,8 @@ def _refuse(recipe: Recipe, out: Path) -> None:
             identify(word)
         elif not Path(word).exists():
             raise Refused(f"--method.tokenizer: there is no run or file {word}")
+    if "continues" in vars(type(recipe.method)) and recipe.method.continues and recipe.trunk.init is None:
+        raise Refused(f"{recipe.name} goes on from an encoder that is pre-trained: --init RUN (unmask pretrain mae DATA --out RUN makes one)")
     labels = recipe.input.labels
     if labels is not None and not isinstance(labels, str | Path):
         raise Refused("labels: a run takes the path of a label file, so that it can be opened again; arrays are for evaluate and embed")

@@ -106,15 +106,18 @@ class Pictures:
         return example + (f"; all are named in {self.quarantine.path}" if self.quarantine.path else "")
 
     def finish(self, batch: Batch, device: torch.device | str) -> Tensor | dict[str, Tensor]:
-        """The network's input, normalised float32 on the device, of a batch of `batches`: (b, C, H, W), or `global` (2·b, C, H, W) and perhaps `local`."""
+        """The network's input, normalised float32 on the device, of a batch of `batches`: (b, C, H, W), or `global` (2·b, C, H, W), perhaps `local`,
+        and `sample` (b,), the numbers of the samples.
+        """
         if not isinstance(self.views, Crops):
             return self._finish(batch["images"], batch["flip"], device)
         kernel = self.views.blur_kernel
-        return {
+        views = {
             name: self._finish(batch[name], batch[f"{name}.flip"], device, partial(recolour, table=batch[f"{name}.recolour"], kernel=kernel))
             for name in ("global", "local")
             if name in batch
         }
+        return views | ({"sample": batch["index"].to(device)} if "index" in batch else {})
 
     def still(self, indices: Sequence[int], img_size: tuple[int, int] | None = None, share: float | None = None) -> Tensor:
         """Evaluation pictures (b, C, H, W), normalised, on the CPU; unreadable ones are left out, so b may be less. `share`: see `centre_view`."""

@@ -28,6 +28,7 @@ METHODS: dict[str, str] = {
     "hiera_mae": "unmask/methods/hiera_mae.py:HieraMAE",
     "fcmae": "unmask/methods/fcmae.py:FCMAE",
     "adamae": "unmask/methods/adamae.py:AdaMAE",
+    "mae_ct": "unmask/methods/mae_ct.py:MAECT",
     "mae_lite": "unmask/methods/mae_lite.py:MAELite",
     "distill": "unmask/methods/distill.py:Distill",
 }

@@ -16,6 +16,7 @@ from unmask.encoders.build import adapted, build
 from unmask.encoders.initial import moco_init
 from unmask.model import MaskedModel, Objective
 from unmask.settings import Crops, Train, within
+from unmask.targets.teacher import average
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Momentum(Objective):
     def move(self, encoder: Adapter, keep: float) -> None:
         """The average moves towards the encoder; the counts of its batch norm are its own."""
         for mine, theirs in ((self.teacher.trunk, encoder.trunk), (self.teacher_projector, self.projector)):
-            torch._foreach_lerp_(list(mine.parameters()), [weight.detach() for weight in theirs.parameters()], 1 - keep)
+            average(mine.parameters(), theirs.parameters(), keep)
 
 
 def all_decay(learner: nn.Module, train: Train) -> list[dict[str, Any]]:

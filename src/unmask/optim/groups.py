@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
+from unmask.encoders.depth import layer_of
 from unmask.model import Learner
 from unmask.settings import Train
 
@@ -84,17 +84,6 @@ def check_cover(module: nn.Module, groups: Iterable[Mapping[str, Any]]) -> None:
         wrong.append(f"{foreign} tensors in the groups are frozen or not the learner's")
     if wrong:
         raise ValueError(f"the optimiser's groups do not fit {type(module).__name__}: {'; '.join(wrong)}")
-
-
-def layer_of(name: str, depth: int) -> int:
-    """The layer of a ViT's parameter for layer-wise decay, as MAE's fine-tuning counts (util/lr_decay.py).
-
-    Layer 0: tokens, places, patch embedding and what else stands before the blocks; block j: j + 1; the rest (norms after the blocks, head): depth + 1.
-    """
-    if name in ("cls_token", "pos_embed", "reg_token", "dist_token", "mask_token") or name.startswith(("patch_embed", "norm_pre", "rope")):
-        return 0
-    block = re.match(r"blocks\.(\d+)\.", name)
-    return int(block[1]) + 1 if block else depth + 1
 
 
 def by_layer(

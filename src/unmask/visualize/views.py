@@ -23,7 +23,7 @@ def crops(pictures: Pictures, index: int, epochs: int) -> list[torch.Tensor]:
         batch = taking.empty_batch(1)
         taking.take(batch, 0, index, (epoch, index))
         x = pictures.finish(batch, "cpu")
-        views += [view for part in x.values() for view in part] if isinstance(x, dict) else list(x)
+        views += [view for name in ("global", "local") if name in x for view in x[name]] if isinstance(x, dict) else list(x)
     return views
 
 
