@@ -49,6 +49,8 @@ OWN: dict[str, dict[str, Any]] = {  # on a CPU's networks: what a method's parts
     "milan": {"method.decoder_width": 64, "method.decoder_depth": 1},
     "mocov3": {"method.hidden": 256, "method.out": 64},
     "simclr": {"method.hidden": 256, "method.out": 64},
+    "mae_ct": {"method.hidden": 256, "method.out": 64, "method.queue": 4096},
+    "mae_lite": {"method.decoder_width": 64},
     "cae": {"method.regressor": 2, "method.decoder": 1},
 }
 VOCABULARIES: dict[str, dict[str, Any]] = {  # on a CPU: how small tokenizers are
@@ -58,12 +60,15 @@ VOCABULARIES: dict[str, dict[str, Any]] = {  # on a CPU: how small tokenizers ar
 NEEDS: dict[str, tuple[str, str]] = {  # what a method learns from, trained before it on the same pictures: its setting, and whose run
     "eva": ("method.teacher", "mae"),
     "milan": ("method.teacher", "mae"),
+    "mae_lite": ("method.teacher", "mae"),
+    "distill": ("method.teacher", "mae"),
+    "mae_ct": ("init", "mae"),
     "beit": ("method.tokenizer", "dvae"),
     "cae": ("method.tokenizer", "dvae"),
     "beit2": ("method.tokenizer", "vqkd"),
     "vqkd": ("teacher", "mae"),
 }
-WORTH = ("mae", "simmim", "ijepa", "beit", "maskfeat", "data2vec", "crossmae", "beit2", "eva", "milan", "data2vec2", "bootmae", "cae", "pixio", "aim", "dae", "igpt", "mocov3", "simclr")
+WORTH = ("mae", "simmim", "ijepa", "beit", "maskfeat", "data2vec", "crossmae", "beit2", "eva", "milan", "data2vec2", "bootmae", "cae", "pixio", "aim", "dae", "igpt", "mocov3", "simclr", "mae_ct", "mae_lite", "distill")
 JUDGED = {"small": (10_000, 5_000)}  # pictures that teach and judge, where a budget does not take all
 FEW = 5  # pictures of a class in a dry run
 

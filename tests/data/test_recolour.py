@@ -149,7 +149,8 @@ def test_a_batch_holds_global_and_local_views(kind):
     (batch,) = some.batches(5, 0, 1)
     assert batch["global"].shape == (10, 3, 16, 24) and batch["local"].shape == (15, 3, 12, 8) and len(batch["index"]) == 5
     x = some.finish(batch, "cpu")
-    assert list(x) == ["global", "local"] and all(part.dtype == torch.float32 and part.isfinite().all() for part in x.values())
+    assert list(x) == ["global", "local", "sample"] and torch.equal(x["sample"], batch["index"])
+    assert all(x[name].dtype == torch.float32 and x[name].isfinite().all() for name in ("global", "local"))
     shown = x["global"] * torch.tensor((0.25, 0.2, 0.3))[:, None, None] + torch.tensor((0.4, 0.5, 0.6))[:, None, None]
     assert shown.min() > -1e-4 and shown.max() < 1.0001 and shown.std() > 0.1
 
