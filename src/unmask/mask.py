@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen, for Fabric takes what goes into a step apart and puts it together again; nothing changes one
 class Mask:
     """Two lists of patch ids a row: what the encoder sees, and what is predicted.
 

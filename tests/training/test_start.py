@@ -216,6 +216,12 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_folder(data, tmp_path,
     assert begin(data, tmp_path / "run", steps=1)
 
 
+def test_half_precision_takes_masks(data, tmp_path):
+    """Fabric looks through all that goes into a step: it refuses frozen dataclasses."""
+    run = begin(data, tmp_path / "run", steps=2, precision="bf16-mixed")
+    assert all(torch.isfinite(weight).all() for weight in weights(run).values())
+
+
 def test_two_processes_equal_one(data, tmp_path):
     one = begin(data, tmp_path / "one", steps=6, clip=0.5)
     two = begin(data, tmp_path / "two", steps=6, clip=0.5, devices=2)
