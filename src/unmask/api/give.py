@@ -16,6 +16,7 @@ from unmask.interchange.naming import identify
 from unmask.options import load
 from unmask.settings import within
 
+BEGUN = ("sam", "vitdet", "dit")  # networks of others that begin with an encoder's weights
 SEEN = 4  # pictures that an export is compared on
 PACKAGES = {"hf": ("transformers",), "onnx": ("onnx", "onnxruntime", "onnxscript")}  # what writes and opens a format, and is an extra of its name
 
@@ -24,7 +25,7 @@ PACKAGES = {"hf": ("transformers",), "onnx": ("onnx", "onnxruntime", "onnxscript
 class Export:
     """Where an encoder goes, and for which library."""
 
-    to: Literal["timm", "hf", "onnx", "safetensors", "paper"] = "timm"  # timm, hf: a folder that timm or transformers opens; onnx, safetensors: one file; paper: a run as its method's own code names it
+    to: Literal["timm", "hf", "onnx", "safetensors", "paper", "sam", "vitdet", "dit"] = "timm"  # timm, hf: a folder for that library; onnx, safetensors: one file; paper: as the method's own code has it; sam, vitdet, dit: a beginning for those
     out: str | None = None  # the folder or file to write
     img_size: tuple[int, int] | None = None  # height and width of its input (places are interpolated); not given: the encoder's own
     with_decoder: bool = False  # for hf: a run's MAE decoder too, as ViTMAEForPreTraining, to go on pre-training there
@@ -96,6 +97,11 @@ def written(name: str | Path, out: Path, asked: Export) -> Any:
         return papers_export.export_paper(learner.state_dict(), learner.encoder, method, opened, out, witness)
     if asked.to == "hf":
         return huggingface_export.export_huggingface(opened, out, witness, facts, exact=facts.size == opened.img_size)
+    if asked.to in BEGUN:
+        from unmask.interchange import warm_start
+
+        begin = {"sam": warm_start.export_sam, "vitdet": warm_start.export_vitdet, "dit": warm_start.export_dit}
+        return begin[asked.to](opened, out, witness)
     if asked.to == "onnx":
         return onnx.export_onnx(opened, out, witness)
     writers = {"timm": timm_export.export_timm, "safetensors": timm_export.export_safetensors}
