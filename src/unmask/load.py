@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unmask.errors import Refused
-from unmask.interchange import bootmae, cae, convnext, distilled, hiera, huggingface, igpt, official, papers, published, relative
+from unmask.interchange import bootmae, cae, convnext, distilled, hiera, huggingface, igpt, moco, official, papers, published, relative
 from unmask.interchange.foreign import norm_eps, read_config
 from unmask.interchange.naming import identify, parted
 from unmask.interchange.shapes import Network, heads_of_family, network_of
@@ -61,6 +61,8 @@ def load(path: str | Path, **said: Any) -> Learner:
         raise Refused(f"{file} holds a network of {family.name}: it opens as an encoder; whole, with what predicts, open runs and files of MAE, CrossMAE, BootMAE, Pixio and BEiT")
     if distilled.method_of(weights.state):
         return from_distilled(weights, **said)
+    if moco.tells(weights.state):
+        return from_moco(weights, **said)
     if bootmae.tells(weights.state):
         return from_bootmae(weights, **said)
     for own in (hiera, convnext):
@@ -225,6 +227,17 @@ def from_distilled(weights: Weights, **said: Any) -> Learner:
         raise Refused(f"{weights.path} does not fit {method}: unknown {left + unexpected}, missing {missing}"[:400])
     learner.begin()
     return learner.eval()
+
+
+def from_moco(weights: Weights, **said: Any) -> Learner:
+    """A learner from a training checkpoint of MoCo v3, sizes read off the tensors."""
+    parts = official.take_apart(weights)
+    network = network_of(parts.trunk, weights.path, said.get("img_size"), said.get("heads"), heads_of_family(parts.family, parts.trunk, {}))
+    for line in network.assumed:
+        print(f"unmask: {line}", file=sys.stderr)
+    learner = find("mocov3")(**moco.settings(weights.state)).build(rebuild(network.name, network.kwargs))
+    ours, left = moco.ours(weights.state)
+    return _filled(learner, ours, left, weights.path, "mocov3")
 
 
 def _told(weights: Weights, **said: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ RUNS = {  # method: its own settings, and a small network like the paper's
     "dino": ({"prototypes": 24, "hidden": 16, "bottleneck": 8}, SMALL | {"model": "vit_base_patch16_224"}),
     "ibot": ({"prototypes": 24, "hidden": 16, "bottleneck": 8, "shared_head": False}, SMALL | {"model": "vit_base_patch16_224"}),
     "dinov2": ({"prototypes": 24, "hidden": 16, "bottleneck": 8, "registers": 2}, SMALL | {"model": "vit_small_patch14_dinov2"}),
+    "mocov3": ({"hidden": 16, "out": 8}, SMALL | {"model": "vit_base_patch16_224"}),
     "cae": ({"regressor": 2, "decoder": 1, "tokenizer": vocabulary}, SMALL | {"model": "deit3_base_patch16_224"}),
     "beit": ({"tokenizer": vocabulary}, BEIT),
     "beit2": ({"tokenizer": vocabulary}, BEIT),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unmask.encoders.adapter import Adapter
 from unmask.errors import Refused
-from unmask.interchange import bootmae, convnext, distilled, hiera
+from unmask.interchange import bootmae, convnext, distilled, hiera, moco
 from unmask.interchange.cae import to_cae
 from unmask.interchange.encoder import load_encoder
 from unmask.interchange.official import to_mae
@@ -88,6 +88,7 @@ WRITERS: Mapping[str, tuple[str, Callable[[State, Adapter], dict[str, Tensor]]]]
     "data2vec": ("model", partial(renamed, rows=FEATURES)),
     "eva": ("model", eva),
     **{method: ("teacher", partial(_teacher, method=method)) for method in distilled.HEADS},
+    "mocov3": ("state_dict", lambda state, encoder: moco.theirs(state)),
     "maskfeat": ("model_state", partial(renamed, rows=MASKFEAT)),
     "hiera_mae": ("model_state", lambda state, encoder: hiera.theirs(state)),
     "fcmae": ("model", lambda state, encoder: convnext.theirs(state, encoder.patch)),
