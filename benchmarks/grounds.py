@@ -38,6 +38,7 @@ RUNS: dict[tuple[str, str], dict[str, Any]] = {  # what is pre-trained, by data 
     ("cifar10", "gpu"): {"model": "vit_tiny_patch16_224", "patch_size": 4, "img_size": (32, 32), "epochs": 400, "batch_size": 512, "lr": 1.5e-3},
     ("imagenette", "gpu"): {"model": "vit_small_patch16_224", "img_size": (224, 224), "epochs": 200, "batch_size": 256, "lr": 5e-4},
 }
+STAGES = {"model": None, "patch_size": None, "depth": None, "heads": None}  # networks of their own, with the patches that fit the pictures
 OWN: dict[str, dict[str, Any]] = {  # on a CPU's networks: what a method's parts are called and how small they are
     "mae": {"method.decoder_width": 64, "method.decoder_depth": 1},
     "ijepa": {"method.decoder_width": 48, "method.decoder_depth": 2, "lr": 1e-3, "method.momentum": 0.99},
@@ -52,6 +53,9 @@ OWN: dict[str, dict[str, Any]] = {  # on a CPU's networks: what a method's parts
     "mae_ct": {"method.hidden": 256, "method.out": 64, "method.queue": 4096},
     "mae_lite": {"method.decoder_width": 64},
     "cae": {"method.regressor": 2, "method.decoder": 1},
+    "adamae": {"method.decoder_width": 64, "method.decoder_depth": 1, "method.dropout": 0.0},
+    "hiera_mae": STAGES | {"width": 24, "method.decoder_width": 64, "method.decoder_depth": 1},
+    "fcmae": STAGES | {"width": 16, "method.decoder_width": 64, "method.init_std": 0.02},
 }
 VOCABULARIES: dict[str, dict[str, Any]] = {  # on a CPU: how small tokenizers are
     "dvae": {"vocabulary": 512, "hidden": 16, "blocks": 1},
@@ -68,7 +72,7 @@ NEEDS: dict[str, tuple[str, str]] = {  # what a method learns from, trained befo
     "beit2": ("method.tokenizer", "vqkd"),
     "vqkd": ("teacher", "mae"),
 }
-WORTH = ("mae", "simmim", "ijepa", "beit", "maskfeat", "data2vec", "crossmae", "beit2", "eva", "milan", "data2vec2", "bootmae", "cae", "pixio", "aim", "dae", "igpt", "mocov3", "simclr", "mae_ct", "mae_lite", "distill")
+WORTH = ("mae", "simmim", "ijepa", "beit", "maskfeat", "data2vec", "crossmae", "beit2", "eva", "milan", "data2vec2", "bootmae", "cae", "pixio", "aim", "dae", "igpt", "mocov3", "simclr", "mae_ct", "mae_lite", "distill", "adamae", "hiera_mae", "fcmae")
 JUDGED = {"small": (10_000, 5_000)}  # pictures that teach and judge, where a budget does not take all
 FEW = 5  # pictures of a class in a dry run
 
