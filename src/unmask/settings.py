@@ -141,7 +141,7 @@ class Crops:
     jitter: float = 0.8  # chance that brightness, contrast, saturation and hue change, in random order
     jitter_by: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # how much, each
     grey: float = 0.2  # chance that the colours are lost
-    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)  # three chances of a Gaussian blur of .1 to 2 pixels
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)  # three chances of a Gaussian blur of .1 to 2 pixels at an input of 224, less at smaller ones
     blur_kernel: Literal["whole", "9 taps", "a tenth"] = "whole"  # the blur's width in pixels: all it has, nine, or about a tenth of the picture
     solarise: tuple[float, float, float] = (0.0, 0.2, 0.0)  # three chances that the brighter half of the values is inverted
 

@@ -174,6 +174,12 @@ def test_each_view_has_dice_of_its_own():
     assert not torch.equal(first, second) and not torch.equal(*one["global"].chunk(2))
 
 
+def test_small_inputs_are_blurred_less():
+    small, large = (views_of(Crops(), (side, side))[0] for side in (56, 448))
+    sigmas = [[recolour.draw(Crops(), view, seeds.dice(0, "soft", draw))[9] for draw in range(300)] for view in (small, large)]
+    assert max(sigmas[0]) == pytest.approx(max(sigmas[1]) / 4) and 1.9 < max(sigmas[1]) < 2
+
+
 def test_local_crops_are_whole_patches():
     assert local_size((224, 224), (14, 14)) == (98, 98) and local_size((64, 32), (8, 8)) == (24, 16) and local_size((32, 32), (16, 16)) == (16, 16)
     with pytest.raises(ValueError, match="global_scale must have its smaller number first"):

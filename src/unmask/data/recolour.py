@@ -6,6 +6,7 @@ where their code rounds to 8 bits after every step. Saturation, hue and grey are
 
 from __future__ import annotations
 
+import math
 from random import Random
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from unmask.settings import Crops, Views
 
 NUMBERS = 11  # of a view: the order of four changes, their four sizes, grey, sigma of the blur, solarise
 PLAIN = 4.0  # stands for the order where nothing is jittered
-SIGMA = (0.1, 2.0)  # of the blur, in pixels
+SIGMA = (0.1, 2.0)  # of the blur, in pixels of an input of 224; of smaller inputs less, in proportion: on 32 pixels it would leave only colours
 RADIUS = 8  # of a whole blur: four times the largest sigma
 THRESHOLD = 128 / 255  # from which values are inverted
 
@@ -30,6 +31,7 @@ class View(NamedTuple):
     cut: Views
     blur: float
     solarise: float
+    soft: float = 1.0  # what sigmas are multiplied by
 
 
 def views_of(crops: Crops, img_size: tuple[int, int]) -> list[View]:
@@ -37,7 +39,8 @@ def views_of(crops: Crops, img_size: tuple[int, int]) -> list[View]:
     kinds = {"global": (img_size, crops.global_scale), "local": (crops.local_size or local_size(img_size), crops.local_scale)}
     cuts = {name: Views(scale, crops.ratio, crops.flip, crops.interpolation) for name, (_, scale) in kinds.items()}
     order = [("global", 0), ("global", 1), *[("local", 2)] * crops.local_crops]
-    return [View(name, kinds[name][0], cuts[name], crops.blur[i], crops.solarise[i]) for name, i in order]
+    soft = min(1.0, math.sqrt(math.prod(img_size)) / 224)
+    return [View(name, kinds[name][0], cuts[name], crops.blur[i], crops.solarise[i], soft) for name, i in order]
 
 
 def local_size(img_size: tuple[int, int], patch: tuple[int, int] = (1, 1)) -> tuple[int, int]:
@@ -55,7 +58,7 @@ def draw(crops: Crops, view: View, dice: Random) -> list[float]:
         *factors, hue = crops.jitter_by
         sizes = [*(dice.uniform(max(0.0, 1 - by), 1 + by) for by in factors), dice.uniform(-hue, hue)]
     grey = dice.random() < crops.grey
-    sigma = dice.uniform(*SIGMA) if dice.random() < view.blur else 0.0
+    sigma = view.soft * dice.uniform(*SIGMA) if dice.random() < view.blur else 0.0
     return [*order, *sizes, float(grey), sigma, float(dice.random() < view.solarise)]
 
 
