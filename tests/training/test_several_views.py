@@ -60,6 +60,14 @@ def test_local_crops_that_are_no_whole_patches_are_refused(data, tmp_path):
         unmask.pretrain("dino", data, tmp_path / "run", **TINY, **HEAD, steps=2, **{"views.local_size": 10})
 
 
+def test_networks_of_one_size_take_no_local_crops(data, tmp_path):
+    swin = TINY | HEAD | {"model": "swin_tiny_patch4_window7_224", "width": 24, "img_size": 32, "steps": 1}
+    swin = {name: value for name, value in swin.items() if name not in ("depth", "heads", "patch_size")}
+    with pytest.raises(unmask.Refused, match=r"--views\.local_crops 0"):
+        unmask.pretrain("dino", data, tmp_path / "run", **swin)
+    assert unmask.pretrain("dino", data, tmp_path / "run", **swin, **{"views.local_crops": 0})
+
+
 COLLAPSES = {  # what provokes it, and what must be said
     "even": ({"method.teacher_temp": 2.0, "method.teacher_temp_start": 2.0}, "tell nothing", "--method.teacher_temp"),
     "one thing": ({"method.momentum": 0.0, "method.momentum_end": 0.0, "lr": 0.05, "method.teacher_temp": 0.02, "method.teacher_temp_start": 0.02}, "one thing|collapse", "--method.|--lr"),

@@ -19,6 +19,7 @@ from unmask.data.sampler import share
 from unmask.data.statistics import Format
 from unmask.decoders import default_size
 from unmask.encoders import names
+from unmask.encoders.vit import ViT
 from unmask.errors import Refused
 from unmask.model import Learner
 from unmask.recipe import Recipe
@@ -176,6 +177,8 @@ def viewed(recipe: Recipe, learner: Learner) -> tuple[Recipe, list[str]]:
     views = recipe.views
     if not isinstance(views, Crops) or not views.local_crops:
         return recipe, []
+    if not isinstance(learner.encoder, ViT):
+        raise Refused(f"--model {recipe.trunk.model} takes pictures of one size only: say --views.local_crops 0, or choose a plain vision transformer")
     patch, size = learner.encoder.patch, views.local_size
     near = local_size(learner.encoder.img_size, patch)
     if size is None:
