@@ -71,11 +71,10 @@ def learner_of(monkeypatch):
             branch=config["decode_idx"],
             decoder_width=config["ddim"],
             decoder_depth=config["ddepth"],
-            decoder_heads=config["dheads"],
         )
         trunk = trunk_of(config, config["dim"], config["depth"] - config["d2"], config["heads"])
         attended = tuple(zip(config["std_attn_idx"] or config["attn_idx"], config["attn_idx"]))
-        learner = method.build(trunk, attended=attended, matched=tuple((place, place) for place in config["hidden_idx"]))
+        learner = method.build(trunk, decoder_heads=config["dheads"], attended=attended, matched=tuple((place, place) for place in config["hidden_idx"]))
         official = {key: value for key, value in under(tensors, "weights.").items() if not key.startswith("tch_model.")}
         missing, unexpected = learner.load_state_dict(ours(official, config), strict=False)
         assert not unexpected and all(".target." in key for key in missing), (missing, unexpected)

@@ -53,14 +53,13 @@ class MAELite:
     norm_pix: bool = True  # normalise each target patch by its own mean and standard deviation
     decoder_width: int | None = None  # paper: 96; not given: half the encoder's width
     decoder_depth: int = 1  # blocks of the decoder
-    decoder_heads: int | None = None  # paper: 3; not given: 32 columns a head
 
     def __post_init__(self):
         object.__setattr__(self, "mask_ratio", Ratio.of(self.mask_ratio))
         within(self, "attention features", 0)
         if self.decoupled and not self.attention:
             raise ValueError("decoupled wants attention above 0: nothing else would teach the last blocks")
-        within(self, "branch decoder_width decoder_depth decoder_heads", 1)
+        within(self, "branch decoder_width decoder_depth", 1)
 
     def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> Random:
         """Which patches are hidden."""
@@ -72,6 +71,7 @@ class MAELite:
         img_size: tuple[int, int] = (224, 224),
         in_chans: int = 3,
         patch_size: int | None = None,
+        decoder_heads: int | None = None,
         attended: Pairs | None = None,
         matched: Pairs | None = None,
         **sizes: Any,
@@ -79,7 +79,7 @@ class MAELite:
         """A fresh learner over a plain VisionTransformer of timm; the paper's ViT-Tiny has 12 heads (`--heads 12`).
 
         `attended`: which blocks' attention, from 1, follows which of the teacher's; `matched`: which features, k those that go into block k from 0, and after the
-        last block those behind the final norm. Not given: the last ones.
+        last block those behind the final norm. Not given: the last ones, and 32 columns a head of the decoder.
         """
         encoder: Any = build(model, img_size, in_chans, patch_size, masked="drop", layers=("input", "blocks"), **sizes)
         target = frozen(self.teacher, encoder.img_size, encoder.patch, encoder.in_chans, "mae_lite")
@@ -90,9 +90,7 @@ class MAELite:
             raise Refused(f"the teacher {self.teacher} has {target.outside[0].num_prefix_tokens} class and register tokens, the student {encoder.trunk.num_prefix_tokens}")
         depth, far = len(encoder.trunk.blocks), len(target.outside[0].blocks)
         width = self.decoder_width or max(32, encoder.width // 2)
-        heads = self.decoder_heads or (width // 32 if width % 32 == 0 else 1)
-        if width % heads:
-            raise Refused(f"decoder_heads {heads} does not divide the decoder's width {width}: change it, or give decoder_width")
+        heads = decoder_heads or (width // 32 if width % 32 == 0 else 1)
         decoder = Transformer(encoder.width, patch_values(encoder.patch, encoder.in_chans), encoder.own_grid, width, self.decoder_depth, heads)
         mae_init(encoder)
         mae_init(decoder)

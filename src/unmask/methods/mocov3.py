@@ -34,6 +34,7 @@ class MoCoV3:
     paper = Train(epochs=300, batch_size=4096, base_lr=1.5e-4, min_lr=0.0, warmup_epochs=40, weight_decay=0.1, betas=(0.9, 0.999))
     # main_moco.py: BYOL's two views, here with bilinear crops
     views = Crops(global_scale=(0.08, 1.0), interpolation="bilinear", blur=(1.0, 0.1, 0.0), solarise=(0.0, 0.2, 0.0))
+    short_rate = 5e-4  # per 256 pictures, of runs of under 20,000 steps: as DINO's, not measured
     row = ("views", "none", "–", "projector, predictor", "EMA teacher of the other view → InfoNCE")
 
     temperature: float = 0.2  # by which likenesses are divided
