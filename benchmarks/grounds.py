@@ -55,7 +55,7 @@ OWN: dict[str, dict[str, Any]] = {  # on a CPU's networks: what a method's parts
     "cae": {"method.regressor": 2, "method.decoder": 1},
     "adamae": {"method.decoder_width": 64, "method.decoder_depth": 1, "method.dropout": 0.0},
     "hiera_mae": STAGES | {"width": 24, "method.decoder_width": 64, "method.decoder_depth": 1},
-    "fcmae": STAGES | {"width": 16, "method.decoder_width": 64, "method.init_std": 0.02},
+    "fcmae": STAGES | {"width": 16, "method.decoder_width": 64},
 }
 VOCABULARIES: dict[str, dict[str, Any]] = {  # on a CPU: how small tokenizers are
     "dvae": {"vocabulary": 512, "hidden": 16, "blocks": 1},

@@ -6,6 +6,7 @@ import torch
 from golden_files import check_gradients, names
 from torch.testing import assert_close
 
+from unmask.encoders import names as names_of
 from unmask.encoders.build import build
 from unmask.encoders.hiera import Hiera
 from unmask.errors import Refused
@@ -137,3 +138,10 @@ def test_what_it_lacks_is_refused():
         make(depth=3)
     with pytest.raises(ValueError, match="mask units of 32x32"):
         make()(pictures(1, 5, (64, 80)))
+
+
+def test_its_names_are_known_without_torch():
+    assert names_of.names()["hiera_tiny_224"] == "Hiera" and "hiera_base_224" in names_of.trainable() and "convnextv2_atto" in names_of.trainable()
+    assert names_of.staged("hiera_tiny_224") and names_of.staged("swin_tiny_patch4_window7_224") and not names_of.staged("vit_tiny_patch16_224")
+    with pytest.raises(Refused, match=r"choose a Hiera of timm"):
+        names_of.check("vit_tiny_patch16_224", kinds=("Hiera",))

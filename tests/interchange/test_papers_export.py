@@ -32,7 +32,7 @@ RUNS = {  # method: its own settings, and a small network like the paper's
     "simmim": ({}, BEIT),
     "data2vec": ({}, BEIT),
     "hiera_mae": ({}, {"model": "hiera_tiny_224", "img_size": (64, 96), "width": 24}),
-    "fcmae": ({"init_std": 0.02}, {"model": "convnextv2_atto", "img_size": (64, 96), "width": 8}),
+    "fcmae": ({}, {"model": "convnextv2_atto", "img_size": (64, 96), "width": 8}),
     "eva": ({"teacher": "random:vit_tiny_patch16_224"}, SMALL | {"model": "eva02_base_patch14_224", "patch_size": 14, "img_size": (56, 56)}),
 }
 

@@ -9,6 +9,7 @@ from unmask.decoders import Convolutions, CrossAttention, Decoder, Linear, Trans
 from unmask.encoders.features import Features
 from unmask.mask import Mask
 from unmask.methods.aim import Perceptrons
+from unmask.methods.fcmae import Convolved
 from unmask.methods.ijepa import EachTarget
 
 WIDTH, OUT = 24, 10
@@ -20,6 +21,7 @@ DECODERS = {  # how it is built, and whether its encoder drops what is masked
     "a target at a time": (lambda grid: EachTarget(Transformer(WIDTH, OUT, grid, width=16, depth=1, heads=1), 2), True),
     "cross-attention to three layers": (lambda grid: CrossAttention(WIDTH, OUT, grid, 3, width=32, depth=2, heads=2), True),
     "transformer, learned places": (lambda grid: Transformer(WIDTH, OUT, grid, width=32, depth=2, heads=2, learned=1), True),
+    "a ConvNeXt V2 block over the grid": (lambda grid: Convolved(WIDTH, OUT, width=16), True),
     "perceptrons": (lambda grid: Perceptrons(WIDTH, OUT, grid, width=32, depth=2), False),
     "transformer of one block": (lambda grid: Transformer(WIDTH, OUT, grid, width=16, depth=1, heads=1), True),
 }

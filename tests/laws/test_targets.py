@@ -21,6 +21,7 @@ def teacher(say, **words):
 
 TARGETS = {  # the target, the pictures, how many patches they have, its loss, and how many numbers an answer has where that is not the truth's size
     "normalised pixels, squared": (Pixels((8, 8)), pictures(4, 3, (32, 48)), 24, losses.mse),
+    "pixels normalised by channel, squared": (Pixels((8, 8), by_channel="unbiased"), pictures(4, 3, (32, 48)), 24, losses.mse),
     "raw pixels, squared": (Pixels((8, 8), normalize=False), pictures(4, 3, (32, 48)), 24, losses.mse),
     "raw pixels, absolute": (Pixels((8, 4), normalize=False), pictures(5, 2, (32, 48)), 48, losses.l1),
     "normalised pixels of 13 bands": (Pixels((4, 4)), pictures(3, 13, (16, 8)), 8, losses.mse),

@@ -11,6 +11,7 @@ from unmask.errors import Refused
 from unmask.options import suggestion
 
 TRAINABLE = ("VisionTransformer", "Eva", "Beit", "SwinTransformer", "Hiera", "ConvNeXt")  # the families that can be masked
+UNSAID = {"hiera": "Hiera"}  # files whose constructors do not say what they give
 PATTERN = re.compile(r"^@register_model\s*\ndef (\w+)\([^)]*\)(?:\s*->\s*(\w+))?", re.MULTILINE)
 
 
@@ -21,8 +22,8 @@ def names() -> dict[str, str]:
     if spec is None or spec.origin is None:
         raise Refused("timm is not installed: pip install timm")
     paths = [*sorted((Path(spec.origin).parent / "models").glob("*.py")), *(Path(__file__).with_name(f"{own}.py") for own in ("post_norm", "coded"))]
-    texts = (path.read_text(encoding="utf-8") for path in paths)
-    return {name: kind for text in texts for name, kind in PATTERN.findall(text)}
+    texts = ((UNSAID.get(path.stem, ""), path.read_text(encoding="utf-8")) for path in paths)
+    return {name: kind or unsaid for unsaid, text in texts for name, kind in PATTERN.findall(text)}
 
 
 def staged(name: str) -> bool:

@@ -41,7 +41,7 @@ class FCMAE:
     mask_ratio: Ratio = Ratio(0.6, 0.6)  # share of squares hidden: number, range .5-.7 or schedule .5:.75
     norm_pix: bool = True  # normalise each target square by its own mean and standard deviation
     grn: Literal["picture", "batch"] = "picture"  # what the response norm sums over: visible places of a picture, as it will later; official: of the process's batch
-    init_std: float = 1.0  # of the first weights; 1 is what the official code draws; .02, the usual one, has other first steps
+    init_std: float = 0.02  # of the first weights; official code: 1, with which a short run does not get below the patch mean
     decoder_width: int | None = None  # paper: 512; not given: two thirds of the encoder's last width where that is below 768
     decoder_depth: int = 1  # blocks of the decoder
 
