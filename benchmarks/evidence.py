@@ -46,6 +46,7 @@ PUBLISHED: dict[str, tuple[str, str, str, str]] = {  # network and epochs, linea
     "fcmae": ("ConvNeXt V2-B, 1600", "", "84.9", "arXiv:2301.00808"),
     "mae_ct": ("ViT-B/16, MAE and 80", "76.9", "", "arXiv:2304.10520"),
 }
+DATA_NAMES = {"cifar10": "CIFAR-10", "imagenette": "Imagenette"}
 MEANING = {"knn": "kNN", "linear": "linear probe"}
 
 
@@ -66,6 +67,11 @@ class Result:
         return max(rows, key=lambda row: row["top1"], default=None)
 
     @property
+    def pictures(self) -> int:
+        """Pictures seen while it was pre-trained, in thousands."""
+        return round(self.loss["steps"] * self.settings["batch_size"], -3)
+
+    @property
     def learns(self) -> bool:
         """Whether the trained encoder is above the random ones beyond both 95 % intervals, by kNN or by the linear probe."""
         pairs = [(self.best("trained", protocol), self.best("random", protocol)) for protocol in MEANING]
@@ -76,6 +82,17 @@ def results(folder: Path = RESULTS) -> list[Result]:
     """All results of learn.py."""
     files = [(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("learn-*.json"))]
     return [Result(name, found["entry"], found["evaluations"], found["loss"], found["settings"], found["pretraining_seconds"]) for name, found in files]
+
+
+def standing(found: list[Result], method: str) -> str:
+    """How far a method is proven, as its class says it: by the result that learned, else by the longest that did not."""
+    own = [result for result in found if result.entry["method"] == method and not result.entry["question"]]
+    if not own:
+        return "experimental"
+    result = max(own, key=lambda result: (result.learns, result.pictures))
+    figures = [f"{word} {pair(result, protocol)}" for protocol, word in (("knn", "kNN"), ("linear", "linear"))]
+    data = DATA_NAMES.get(result.entry["data"], result.entry["data"])
+    return f"{'proven' if result.learns else 'experimental'}: {data}, {result.pictures:,} pictures seen, {' and '.join(figures)} %; in brackets random weights (docs/evidence.md)"
 
 
 def figure(row: dict[str, Any] | None) -> str:
@@ -89,7 +106,7 @@ def pair(result: Result, protocol: str, above: str = "trained", below: str = "ra
 
 
 def table(found: list[Result]) -> Iterator[str]:
-    """One line for each method; those without a run are unproven."""
+    """One line for each run; methods without one are unproven."""
     further = sorted({row["protocol"] for result in found for row in result.rows} - set(MEANING))
     yield "| method | seed | kNN (random) | linear probe (random) | " + "".join(f"{name} % of the labels (from scratch) | " for name in further).replace("-", ", ") + "learns | pre-training |"
     yield "|---|---|---|---|" + "---|" * (len(further) + 2)
@@ -100,12 +117,12 @@ def table(found: list[Result]) -> Iterator[str]:
         for result in named.get(method, []):
             more = "".join(f" {pair(result, name, below='from scratch')} |" for name in further)
             yield f"| `{method}` | {result.entry['seed']} | {pair(result, 'knn')} | {pair(result, 'linear')} |{more} {'yes' if result.learns else 'no'} | {result.seconds / 60:.0f} min |"
-        if method not in named:
-            yield f"| `{method}` | | | |{' |' * len(further)} unproven | |"
     for name in ("raw pixels", "channel means and deviations"):
         rows = [result.best(name, protocol) for protocol in MEANING for result in found[:1]]
         if any(rows):
             yield f"| *{name}* | | {figure(rows[0])} | {figure(rows[1])} |{' |' * len(further)} | |"
+    if without := [f"`{method}`" for method in chosen([]) if method not in named]:
+        yield f"\nUnproven on this ground: {', '.join(without)}."
 
 
 def experiments(found: list[Result], base: Result | None) -> Iterator[str]:
@@ -151,6 +168,8 @@ def page(everything: list[Result]) -> tuple[str, dict[Path, str]]:
     drawings = {}
     for (data, budget), what in GROUNDS.items():
         found = [result for result in everything if (result.entry["data"], result.entry["budget"]) == (data, budget)]
+        if not found and budget != "gpu":
+            continue
         if not found:
             lines += ["", f"## {what}", "", "Unproven: nothing has been run to the end on this ground."]
             continue

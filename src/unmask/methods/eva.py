@@ -28,7 +28,7 @@ class EVA:
 
     sentence = "replace 40 % of the picture, in blocks, by a token; predict the features of a frozen teacher"
     source = "Fang et al. 2023, arXiv:2303.11331 (EVA-02) and arXiv:2211.07636 (EVA)"
-    standing = "experimental"
+    standing = "proven: CIFAR-10, 100,000 pictures seen, kNN 36.7 (30.2) and linear 48.4 (40.5) %; in brackets random weights (docs/evidence.md)"
     paper = Train(epochs=150, batch_size=2048, base_lr=1.875e-4, min_lr=1e-5, warmup_epochs=1, weight_decay=0.05, betas=(0.9, 0.98), eps=1e-6, clip=3.0)
     views = Views(scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, interpolation="bicubic")  # EVA-02, asuka/README.md: no colour jitter
     row = ("patches", "block .4", "token", "linear", "frozen teacher's features → −cos")

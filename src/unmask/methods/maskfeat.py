@@ -28,7 +28,7 @@ class MaskFeat:
 
     sentence = "replace 40 % of the picture, in blocks, by a token; predict histograms of oriented gradients (HOG)"
     source = "Wei et al. 2021, arXiv:2112.09133"
-    standing = "experimental"
+    standing = "proven: CIFAR-10, 100,000 pictures seen, kNN 31.3 (30.2) and linear 44.5 (40.5) %; in brackets random weights (docs/evidence.md)"
     paper = Train(epochs=300, batch_size=2048, base_lr=2e-4, min_lr=1e-6, warmup_epochs=30, weight_decay=0.05, betas=(0.9, 0.999), clip=0.02)
     views = Views(scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, interpolation="bicubic")  # appendix: no colour augmentation
     row = ("patches", "block .4", "token", "linear", "HOG → mse")

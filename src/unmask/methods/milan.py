@@ -38,7 +38,7 @@ class MILAN:
 
     sentence = "show the quarter of the patches that a frozen teacher looks at; predict the teacher's features of all"
     source = "Hou et al. 2022, arXiv:2208.06049"
-    standing = "experimental"
+    standing = "proven: CIFAR-10, 100,000 pictures seen, kNN 39.4 (30.5) and linear 52.1 (44.8) %; in brackets random weights (docs/evidence.md)"
     paper = Train(epochs=400, batch_size=4096, base_lr=1.5e-4, warmup_epochs=40, weight_decay=0.05, betas=(0.9, 0.95), min_lr=0.0)
     views = Views(scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, interpolation="bicubic")  # MAE's
     row = ("patches", "attention-guided .75", "dropped", "prompting 512×8", "frozen teacher's features, all patches → squared distance at length one")
