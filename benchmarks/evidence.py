@@ -190,7 +190,7 @@ def page(everything: list[Result]) -> tuple[str, dict[Path, str]]:
     lines += [f"| `{method}` | {' | '.join(said)} |" for method, said in PUBLISHED.items()]
     lines += [
         "",
-        "The nearest neighbour of this project, stable-pretraining, reports for Imagenette with a ViT-S/16 and 200 epochs (its `benchmarks/imagenet10/RESULTS.md`, best probe",
+        "The nearest neighbour of this project, stable-pretraining, reports for Imagenette with a ViT-S/16 and 200 epochs (its own RESULTS.md of imagenet10, best probe",
         "over the run, another copy of the data, quoted and not run here): MAE 84.1, iBOT 57.9, I-JEPA 34.0, data2vec 26.3, MaskFeat 25.6, SimMIM 22.5, BEiT 15.3 without a tokenizer.",
     ]
     return "\n".join(lines) + "\n", drawings
