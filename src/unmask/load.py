@@ -59,10 +59,10 @@ def load(path: str | Path, **said: Any) -> Learner:
         return from_official_beit(weights, said.get("tokenizer"), said.get("heads"))
     if family is not None:
         raise Refused(f"{file} holds a network of {family.name}: it opens as an encoder; whole, with what predicts, open runs and files of MAE, CrossMAE, BootMAE, Pixio and BEiT")
-    if distilled.method_of(weights.state):
-        return from_distilled(weights, **said)
+    if method := distilled.method_of(weights.state):
+        return from_views(weights, method, distilled, **said)
     if moco.tells(weights.state):
-        return from_moco(weights, **said)
+        return from_views(weights, "mocov3", moco, **said)
     if bootmae.tells(weights.state):
         return from_bootmae(weights, **said)
     for own in (hiera, convnext):
@@ -210,34 +210,18 @@ def from_bootmae(weights: Weights, **said: Any) -> Learner:
     return learner.eval()
 
 
-def from_distilled(weights: Weights, **said: Any) -> Learner:
-    """A learner from a training checkpoint of DINO, iBOT or DINOv2, sizes read off the tensors; of student and teacher the latter is taken for both."""
-    method = distilled.method_of(weights.state) or "dino"
-    network = network_of(official.take_apart(weights).trunk, weights.path, said.get("img_size"), said.get("heads"))
-    for line in [*network.assumed, *(["student and teacher begin as the teacher is"] if weights.part == "teacher" else [])]:
-        print(f"unmask: {line}", file=sys.stderr)
-    learner = find(method)(**distilled.settings(weights.state)).build(rebuild(network.name, network.kwargs))
-    ours, left = distilled.ours(weights.state)
-    try:
-        missing, unexpected = learner.load_state_dict(ours, strict=False)
-    except RuntimeError as error:
-        raise Refused(f"{weights.path} does not fit {method}: {' '.join(str(error).split())[:300]}") from None
-    missing = [name for name in missing if name.startswith(("encoder.trunk.", "head.", "patch_head."))]
-    if left or missing or unexpected:
-        raise Refused(f"{weights.path} does not fit {method}: unknown {left + unexpected}, missing {missing}"[:400])
-    learner.begin()
-    return learner.eval()
-
-
-def from_moco(weights: Weights, **said: Any) -> Learner:
-    """A learner from a training checkpoint of MoCo v3, sizes read off the tensors."""
+def from_views(weights: Weights, method: str, names: Any, **said: Any) -> Learner:
+    """A learner from a training checkpoint of DINO, iBOT, DINOv2 or MoCo v3, sizes read off the tensors; of a student and its teacher the latter is taken for both."""
     parts = official.take_apart(weights)
     network = network_of(parts.trunk, weights.path, said.get("img_size"), said.get("heads"), heads_of_family(parts.family, parts.trunk, {}))
-    for line in network.assumed:
+    for line in [*network.assumed, *(["student and teacher begin as the teacher is"] if weights.part == "teacher" else [])]:
         print(f"unmask: {line}", file=sys.stderr)
-    learner = find("mocov3")(**moco.settings(weights.state)).build(rebuild(network.name, network.kwargs))
-    ours, left = moco.ours(weights.state)
-    return _filled(learner, ours, left, weights.path, "mocov3")
+    learner = find(method)(**names.settings(weights.state)).build(rebuild(network.name, network.kwargs))
+    state, left = names.ours(weights.state)
+    if names is moco:
+        return _filled(learner, state, left, weights.path, method)
+    _filled(learner, state, left, weights.path, method, spare=r"^(?!encoder\.trunk\.|head\.|patch_head\.)").begin()  # a teacher that follows
+    return learner
 
 
 def _told(weights: Weights, **said: Any) -> dict[str, Any]:
