@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from timm.layers import Mlp
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask.encoders.features import Features
+from unmask.errors import Refused
 from unmask.mask import Mask
 from unmask.patches import resize_places, sincos
 
@@ -45,6 +47,18 @@ def default_size(width: int) -> tuple[int, int, int]:
         return 512, 8, 16
     size = max(32, round(width * 2 / 3 / 32) * 32)
     return size, 4, size // 32
+
+
+def decoder_size(asked: Any, width: int, depth: int, columns: int = 32) -> tuple[int, int, int]:
+    """Width, blocks and heads of a decoder: what a method's `decoder_width`, `decoder_depth` and `decoder_heads` say, else these, with so many columns a head.
+
+    Raises `Refused` where the heads do not divide the width.
+    """
+    width = asked.decoder_width or width
+    heads = asked.decoder_heads or next((width // some for some in (columns, 32) if width % some == 0), 1)
+    if width % heads:
+        raise Refused(f"decoder_heads {heads} does not divide the decoder's width {width}: change it, or give decoder_width")
+    return width, asked.decoder_depth or depth, heads
 
 
 class Transformer(Decoder):

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from unmask.errors import Refused
+from unmask.methods import METHODS, find
 from unmask.recipe import settle
 from unmask.training import plan, pretraining
+
+
+@dataclass(frozen=True)
+class SimpleRecipe:
+    """A recipe that says its method alone."""
+
+    method: object
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +73,17 @@ def test_precision_is_what_the_hardware_is_fast_at(data, monkeypatch):
     for amx, wanted in ((True, "bf16-mixed"), (False, "32-true")):
         monkeypatch.setattr(plan.torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
         assert choice(data, accelerator="cpu")[0].train.precision == wanted
+
+
+@pytest.mark.parametrize("width", [96, 768])
+@pytest.mark.parametrize("name", [name for name in METHODS if "decoder_size" in vars(find(name))])
+def test_the_decoder_that_is_recorded_is_the_one_that_was_built(name, width):
+    """Of every method, as its defaults have it: a run that writes another size could not be opened again."""
+    own = {"teacher": "random:vit_tiny_patch16_224"} if name == "milan" else {}
+    network = {"model": "hiera_tiny_224", "width": width // 8, "img_size": (64, 64)} if name == "hiera_mae" else {"model": "vit_tiny_patch16_224", "width": width, "depth": 3, "heads": 6, "img_size": (64, 64), "patch_size": 8}
+    learner = find(name)(**own).build(**network)
+    recipe, said = plan.sized(SimpleRecipe(find(name)(**own)), learner)
+    again = recipe.method.build(**network)
+    assert said and {key: value.shape for key, value in again.state_dict().items()} == {key: value.shape for key, value in learner.state_dict().items()}
+    assert all(getattr(recipe.method, field) is not None for field in ("decoder_width", "decoder_depth", "decoder_heads"))
+    assert plan.sized(recipe, again) == (recipe, [])

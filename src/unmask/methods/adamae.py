@@ -11,7 +11,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from unmask import losses
-from unmask.decoders import Transformer, patch_values
+from unmask.decoders import Transformer, decoder_size, patch_values
+from unmask.encoders.adapter import Adapter
 from unmask.encoders.build import build
 from unmask.encoders.vit import ViT, fix_places, mae_init
 from unmask.errors import Refused
@@ -57,6 +58,10 @@ class AdaMAE:
         """Which patches are hidden: what is drawn by chances stays visible."""
         return Attended(self.mask_ratio)
 
+    def decoder_size(self, encoder: Adapter) -> tuple[int, int, int]:
+        """Width, blocks and heads of the decoder over that encoder."""
+        return decoder_size(self, max(32, encoder.width // 2 // 32 * 32), self.decoder_depth, 64)
+
     def build(
         self,
         model: str | nn.Module = "vit_base_patch16_224",
@@ -69,12 +74,9 @@ class AdaMAE:
         encoder = build(model, img_size, in_chans, patch_size, masked="drop", **sizes)
         if not isinstance(encoder, ViT) or encoder.width % HEADS:
             raise Refused(f"adamae wants a plain vision transformer whose width {HEADS} heads divide, not a {type(encoder.trunk).__name__} of width {encoder.width}")
-        width = self.decoder_width or max(32, encoder.width // 2 // 32 * 32)
-        heads = self.decoder_heads or (width // 64 if width % 64 == 0 else width // 32 if width % 32 == 0 else 1)
-        if width % heads:
-            raise Refused(f"decoder_heads {heads} does not divide the decoder's width {width}: change it, or give decoder_width")
+        width, depth, heads = self.decoder_size(encoder)
         grid = encoder.own_grid
-        decoder = Transformer(encoder.width, patch_values(encoder.patch, encoder.in_chans), grid, width, self.decoder_depth, heads)
+        decoder = Transformer(encoder.width, patch_values(encoder.patch, encoder.in_chans), grid, width, depth, heads)
         decoder.embed = nn.Linear(encoder.width, width, bias=False)
         sampler = Sampler(encoder, grid, self.sampling, self.dropout)
         for part in (encoder, decoder, sampler):

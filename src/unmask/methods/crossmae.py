@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from unmask import losses
-from unmask.decoders import CrossAttention, default_size, patch_values
+from unmask.decoders import CrossAttention, decoder_size, default_size, patch_values
+from unmask.encoders.adapter import Adapter
 from unmask.encoders.build import build
 from unmask.encoders.features import Layer
 from unmask.encoders.vit import fix_places, mae_init
-from unmask.errors import Refused
 from unmask.masking import Random
 from unmask.model import MaskedModel, Predict
 from unmask.settings import Ratio, Train, Views, within
@@ -52,6 +52,10 @@ class CrossMAE:
         """Which patches are hidden."""
         return Random(self.mask_ratio, predicted=self.predicted)
 
+    def decoder_size(self, encoder: Adapter) -> tuple[int, int, int]:
+        """Width, blocks and heads of the decoder over that encoder."""
+        return decoder_size(self, default_size(encoder.width)[0], 12 if encoder.width >= 768 else 4)
+
     def build(
         self,
         model: str | nn.Module = "vit_base_patch16_224",
@@ -64,15 +68,11 @@ class CrossMAE:
         """A fresh learner over a timm VisionTransformer, Eva or Beit; `mlp_ratio`: the decoder's."""
         layers: tuple[Layer, ...] = ("input", "blocks") if self.use_input else ("blocks",)
         encoder = build(model, img_size, in_chans, patch_size, masked="drop", layers=layers, **sizes)
-        width = self.decoder_width or default_size(encoder.width)[0]
-        heads = self.decoder_heads or (width // 32 if width % 32 == 0 else 1)
-        if width % heads:
-            raise Refused(f"decoder_heads {heads} does not divide the decoder's width {width}: change it, or give decoder_width")
-        blocks = self.decoder_depth or (12 if encoder.width >= 768 else 4)
+        width, depth, heads = self.decoder_size(encoder)
         grid = encoder.own_grid
         values = patch_values(encoder.patch, encoder.in_chans)
         seen = len(encoder.trunk.blocks) + self.use_input
-        decoder = CrossAttention(encoder.width, values, grid, seen, width, blocks, heads, mlp_ratio)
+        decoder = CrossAttention(encoder.width, values, grid, seen, width, depth, heads, mlp_ratio)
         mae_init(encoder)
         mae_init(decoder)
         fix_places(encoder.trunk)

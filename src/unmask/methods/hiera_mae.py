@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from unmask import losses
-from unmask.decoders import Transformer, default_size, patch_values
+from unmask.decoders import Transformer, decoder_size, default_size, patch_values
+from unmask.encoders.adapter import Adapter
 from unmask.encoders.build import build
 from unmask.encoders.features import Features
 from unmask.encoders.hiera import Hiera
@@ -52,6 +53,10 @@ class HieraMAE:
         """Which patches are hidden: mask units of 2×2 features."""
         return Random(self.mask_ratio, cell=2)
 
+    def decoder_size(self, encoder: Adapter) -> tuple[int, int, int]:
+        """Width, blocks and heads of the decoder over that encoder."""
+        return decoder_size(self, *default_size(encoder.width)[:2])
+
     def build(
         self,
         model: str | nn.Module = "hiera_tiny_224",
@@ -68,14 +73,10 @@ class HieraMAE:
             raise Refused("hiera_mae wants a Hiera that pools twice: build it with q_pool=2")
         stages = encoder.trunk.stage_ends[: encoder.trunk.q_pool]  # the third is not joined: it has the last one's resolution
         encoder.layers = tuple(stages)
-        width, depth, _ = default_size(encoder.width)
-        width = self.decoder_width or width
-        heads = self.decoder_heads or (width // 32 if width % 32 == 0 else 1)
-        if width % heads:
-            raise Refused(f"decoder_heads {heads} does not divide the decoder's width {width}: change it, or give decoder_width")
+        width, depth, heads = self.decoder_size(encoder)
         grid = encoder.own_grid
         values = patch_values(encoder.patch, encoder.in_chans)
-        decoder = Transformer(encoder.width, values, grid, width, self.decoder_depth or depth, heads, learned=0)
+        decoder = Transformer(encoder.width, values, grid, width, depth, heads, learned=0)
         mae_init(encoder.trunk)
         mae_init(decoder)
         columns = [encoder.trunk.blocks[i].dim_out * 4 ** (len(stages) - n) for n, i in enumerate(stages)]

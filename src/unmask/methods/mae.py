@@ -8,10 +8,10 @@ from typing import Any, Literal
 from torch import nn
 
 from unmask import losses
-from unmask.decoders import Transformer, default_size, patch_values
+from unmask.decoders import Transformer, decoder_size, default_size, patch_values
+from unmask.encoders.adapter import Adapter
 from unmask.encoders.build import build
 from unmask.encoders.vit import fix_places, mae_init
-from unmask.errors import Refused
 from unmask.masking import STRATEGIES, Block, Masking
 from unmask.model import MaskedModel, Predict
 from unmask.settings import Ratio, Train, Views
@@ -55,6 +55,10 @@ class MAE:
         """Which patches are hidden. Dropping wants rows of equal length: blocks are filled up."""
         return Block(self.mask_ratio, exact=True) if self.masking == "block" else STRATEGIES[self.masking](self.mask_ratio)
 
+    def decoder_size(self, encoder: Adapter) -> tuple[int, int, int]:
+        """Width, blocks and heads of the decoder over that encoder."""
+        return decoder_size(self, *default_size(encoder.width)[:2])
+
     def build(
         self,
         model: str | nn.Module = "vit_base_patch16_224",
@@ -68,15 +72,11 @@ class MAE:
         Of a model that is given instead of named, size and form are taken; its weights are drawn anew all the same.
         """
         encoder = build(model, img_size, in_chans, patch_size, masked="drop", **sizes)
-        width, depth, _ = default_size(encoder.width)
-        width = self.decoder_width or width
-        heads = self.decoder_heads or (width // 32 if width % 32 == 0 else 1)
-        if width % heads:
-            raise Refused(f"decoder_heads {heads} does not divide the decoder's width {width}: change it, or give decoder_width")
+        width, depth, heads = self.decoder_size(encoder)
         grid = encoder.own_grid
         hog = HOG(encoder.patch)
         values = hog.values(encoder.in_chans) if self.target == "hog" else patch_values(encoder.patch, encoder.in_chans)
-        decoder = Transformer(encoder.width, values, grid, width, self.decoder_depth or depth, heads)
+        decoder = Transformer(encoder.width, values, grid, width, depth, heads)
         mae_init(encoder)
         mae_init(decoder)
         fix_places(encoder.trunk)

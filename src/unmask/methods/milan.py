@@ -13,7 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from unmask import losses
-from unmask.decoders import Cross, Decoder, default_size
+from unmask.decoders import Cross, Decoder, decoder_size, default_size
+from unmask.encoders.adapter import Adapter
 from unmask.encoders.build import build
 from unmask.encoders.features import Features
 from unmask.encoders.vit import fix_places, mae_init
@@ -58,6 +59,10 @@ class MILAN:
         """Which patches are hidden."""
         return Attended(self.mask_ratio)
 
+    def decoder_size(self, encoder: Adapter) -> tuple[int, int, int]:
+        """Width, blocks and heads of the decoder over that encoder."""
+        return decoder_size(self, *default_size(encoder.width)[:2])
+
     def build(
         self,
         model: str | nn.Module = "vit_base_patch16_224",
@@ -71,13 +76,9 @@ class MILAN:
         target = frozen(self.teacher, encoder.img_size, encoder.patch, encoder.in_chans, "milan")
         if not isinstance(target.outside[0], VisionTransformer | Eva | Beit):
             raise Refused(f"milan asks its teacher where it looks, and {self.teacher} is a {type(target.outside[0]).__name__}: choose a vision transformer")
-        width, depth, _ = default_size(encoder.width)
-        width = self.decoder_width or width
-        heads = self.decoder_heads or (width // 32 if width % 32 == 0 else 1)
-        if width % heads:
-            raise Refused(f"decoder_heads {heads} does not divide the decoder's width {width}: change it, or give decoder_width")
+        width, depth, heads = self.decoder_size(encoder)
         grid = encoder.own_grid
-        decoder = Prompting(encoder.width, target.width, grid, width, self.decoder_depth or depth, heads)
+        decoder = Prompting(encoder.width, target.width, grid, width, depth, heads)
         mae_init(encoder)
         mae_init(decoder)
         fix_places(encoder.trunk)

@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from unmask import losses
-from unmask.decoders import Transformer, default_size, patch_values
+from unmask.decoders import Transformer, decoder_size, default_size, patch_values
+from unmask.encoders.adapter import Adapter
 from unmask.encoders.build import build, drop_path
 from unmask.encoders.vit import mae_init
 from unmask.errors import Refused
@@ -55,6 +56,10 @@ class Pixio:
         """Which patches are hidden."""
         return Random(self.mask_ratio, self.side(grid))
 
+    def decoder_size(self, encoder: Adapter) -> tuple[int, int, int]:
+        """Width, blocks and heads of the decoder over that encoder."""
+        return decoder_size(self, default_size(encoder.width)[0], len(encoder.trunk.blocks))
+
     def build(
         self,
         model: str | nn.Module = "vit_huge_patch14_224",
@@ -67,13 +72,10 @@ class Pixio:
         """A fresh learner over a plain VisionTransformer of timm; one that is given instead of named keeps its own prefix tokens."""
         further: dict[str, Any] = {"registers": self.cls_tokens - 1} if isinstance(model, str) else {}
         encoder = build(model, img_size, in_chans, patch_size, masked="drop", **further, **sizes)
-        width = self.decoder_width or default_size(encoder.width)[0]
-        heads = self.decoder_heads or (width // 32 if width % 32 == 0 else 1)
-        if width % heads:
-            raise Refused(f"decoder_heads {heads} does not divide the decoder's width {width}: change it, or give decoder_width")
-        depth, grid = len(encoder.trunk.blocks), tuple(side // patch for side, patch in zip(encoder.img_size, encoder.patch))
+        width, depth, heads = self.decoder_size(encoder)
+        grid = encoder.own_grid
         values, prefix = patch_values(encoder.patch, encoder.in_chans), encoder.trunk.num_prefix_tokens
-        decoder = Transformer(encoder.width, values, grid, width, self.decoder_depth or depth, heads, mlp_ratio, learned=prefix)
+        decoder = Transformer(encoder.width, values, grid, width, depth, heads, mlp_ratio, learned=prefix)
         mae_init(encoder)
         mae_init(decoder)
         if encoder.trunk.pos_embed is not None:

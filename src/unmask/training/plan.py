@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import math
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ import torch
 from unmask.data.recolour import local_size
 from unmask.data.sampler import share
 from unmask.data.statistics import Format
-from unmask.decoders import default_size
 from unmask.encoders import names
 from unmask.encoders.vit import ViT
 from unmask.errors import Refused
@@ -160,12 +159,9 @@ def fixed(train: Any, count: int) -> Any:
 def sized(recipe: Recipe, learner: Learner) -> tuple[Recipe, list[str]]:
     """The decoder's size, where the method has one and nobody gave it, as it was built."""
     names = ("decoder_width", "decoder_depth", "decoder_heads")
-    if not set(names) <= {field.name for field in fields(recipe.method)}:
+    if "decoder_size" not in vars(type(recipe.method)):
         return recipe, []
-    own = dict(zip(names, default_size(learner.encoder.width)))
-    width = recipe.method.decoder_width or own["decoder_width"]
-    heads = width // 32 if width % 32 == 0 else 1
-    wanted = {"decoder_width": width, "decoder_depth": recipe.method.decoder_depth or own["decoder_depth"], "decoder_heads": recipe.method.decoder_heads or heads}
+    wanted = dict(zip(names, recipe.method.decoder_size(learner.encoder)))
     if all(getattr(recipe.method, name) == value for name, value in wanted.items()):
         return recipe, []
     line = "decoder {decoder_width} wide, {decoder_depth} blocks, {decoder_heads} heads: for an encoder {width} wide".format(**wanted, width=learner.encoder.width)
