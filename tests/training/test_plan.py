@@ -10,14 +10,16 @@ import pytest
 
 from unmask.errors import Refused
 from unmask.methods import METHODS, find
+from unmask.methods.statement import known
 from unmask.recipe import settle
 from unmask.training import plan, pretraining
 
 
 @dataclass(frozen=True)
 class SimpleRecipe:
-    """A recipe that says its method alone."""
+    """A recipe that says its method alone, as the statement without imports has it."""
 
+    name: str
     method: object
 
 
@@ -82,8 +84,8 @@ def test_the_decoder_that_is_recorded_is_the_one_that_was_built(name, width):
     own = {"teacher": "random:vit_tiny_patch16_224"} if name == "milan" else {}
     network = {"model": "hiera_tiny_224", "width": width // 8, "img_size": (64, 64)} if name == "hiera_mae" else {"model": "vit_tiny_patch16_224", "width": width, "depth": 3, "heads": 6, "img_size": (64, 64), "patch_size": 8}
     learner = find(name)(**own).build(**network)
-    recipe, said = plan.sized(SimpleRecipe(find(name)(**own)), learner)
-    again = recipe.method.build(**network)
+    recipe, said = plan.sized(SimpleRecipe(name, known(name)(**own)), learner)
+    again = find(name)(**vars(recipe.method)).build(**network)
     assert said and {key: value.shape for key, value in again.state_dict().items()} == {key: value.shape for key, value in learner.state_dict().items()}
     assert all(getattr(recipe.method, field) is not None for field in ("decoder_width", "decoder_depth", "decoder_heads"))
     assert plan.sized(recipe, again) == (recipe, [])

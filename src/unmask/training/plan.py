@@ -20,6 +20,7 @@ from unmask.data.statistics import Format
 from unmask.encoders import names
 from unmask.encoders.vit import ViT
 from unmask.errors import Refused
+from unmask.methods import find
 from unmask.model import Learner
 from unmask.recipe import Recipe
 from unmask.settings import Crops, seconds
@@ -159,9 +160,10 @@ def fixed(train: Any, count: int) -> Any:
 def sized(recipe: Recipe, learner: Learner) -> tuple[Recipe, list[str]]:
     """The decoder's size, where the method has one and nobody gave it, as it was built."""
     names = ("decoder_width", "decoder_depth", "decoder_heads")
-    if "decoder_size" not in vars(type(recipe.method)):
+    method = find(recipe.name)(**vars(recipe.method))  # the recipe's own was made without importing its file
+    if "decoder_size" not in vars(type(method)):
         return recipe, []
-    wanted = dict(zip(names, recipe.method.decoder_size(learner.encoder)))
+    wanted = dict(zip(names, method.decoder_size(learner.encoder)))
     if all(getattr(recipe.method, name) == value for name, value in wanted.items()):
         return recipe, []
     line = "decoder {decoder_width} wide, {decoder_depth} blocks, {decoder_heads} heads: for an encoder {width} wide".format(**wanted, width=learner.encoder.width)

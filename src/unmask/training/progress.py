@@ -122,6 +122,7 @@ class Meter:
         parts = [f"epoch {step * self.batch / self.pictures:.1f}", f"step {step:,}/{self.steps:,}", f"loss {self.loss:.3f}"]
         named = (("patch_mean", "patch mean"), ("copy_nearest", "copy nearest"), ("best_constant", "best constant"), ("copy_noisy", "noisy picture"))
         beside = [f"{said} {shown[key]:.3f}" for key, said in named if key in shown]
+        parts += [f"what is hidden {shown['predicted']:.3f}"] if "predicted" in shown else []
         parts[-1] += f" ({', '.join(beside)})" if beside else ""
         parts += [f"{said} {form.format(shown[key])}" for key, said, form in MEASURED if key in shown]
         parts += [f"{shown['codes_used']:,} codes in use, as evenly as {shown['codes_as_many_as']:,.0f}"] if "codes_used" in shown else []

@@ -38,16 +38,13 @@ class Chart:
     rest: bool = False  # looked at seldom
 
 
-LOSS = Chart(
-    "loss",
-    "Loss",
-    "Lower is better; the dashed lines need no network.",
-    (("patch_mean", "patch mean"), ("copy_nearest", "copy the nearest"), ("best_constant", "best constant"), ("copy_noisy", "noisy picture")),
-    steep=True,
-)
+ANSWERS = (("patch_mean", "patch mean"), ("copy_nearest", "copy the nearest"), ("best_constant", "best constant"), ("copy_noisy", "noisy picture"))
+LOSS = Chart("loss", "Loss", "Lower is better; the dashed lines need no network.", ANSWERS, steep=True)
+PREDICTED = Chart("predicted", "Loss of what is hidden", "One part of the loss, the one that the dashed lines belong to.", ANSWERS)
 LARGEST = (("majority", "always the largest class"),)
 CHARTS = (
     LOSS,
+    PREDICTED,
     Chart("top1", "Validation accuracy, %", "Of pictures that do not teach; higher is better.", LARGEST),
     Chart("auroc", "Validation AUROC", "Of pictures that do not teach; higher is better."),
     Chart("r2", "Validation R²", "Of pictures that do not teach: 1 is perfect, 0 is to answer the mean."),
@@ -143,7 +140,7 @@ def references(chart: Chart, runs: dict[str, Run], order: Sequence[str]) -> list
     """
     found: list[tuple[float, str, int | None]] = []
     for key, said in chart.beside:
-        levels = {order.index(name): sum(values) / len(values) for name, run in runs.items() if (values := run.column(key)[1])}
+        levels = {order.index(name): sum(values) / len(values) for name, run in runs.items() if (values := run.column(key)[1]) and (chart is not LOSS or not run.column("predicted")[1])}
         groups: list[list[int]] = []
         for place in sorted(levels, key=lambda place: levels[place]):
             alike = bool(groups) and levels[place] - levels[groups[-1][0]] <= 0.01 * abs(levels[place])

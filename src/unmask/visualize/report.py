@@ -116,7 +116,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
         return []
     tiles = [("steps", f"{run.step:,}", f"of {steps:,}" if isinstance(steps, int) and steps >= run.step else "")]
     levels = {key: statistics.fmean(values) for key, _ in BASELINES if (values := run.column(key)[1])}
-    tiles.append(("loss at the end", f"{loss:.3f}", f"patch mean {levels['patch_mean']:.3f}" if "patch_mean" in levels else ""))
+    tiles.append(("loss at the end", f"{loss:.3f}", f"patch mean {levels['patch_mean']:.3f}" if "patch_mean" in levels and not run.column("predicted")[1] else ""))
     for metric, name in METRICS.items():
         if values := run.column(metric)[1]:
             most = run.column("majority")[1]

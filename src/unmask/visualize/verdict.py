@@ -58,21 +58,23 @@ def _loss(run: Run) -> list[Finding]:
         return [Finding("open", "No step has been written down yet, so nothing can be said about learning.")]
     if run.supervised:  # its loss is of distorted and mixed pictures: the validation says how good it is
         return []
+    own = run.column("predicted")[1]  # where the loss holds more than the answer that the baselines belong to
+    says, loss = (f"The loss is {loss:.3f}", loss) if not own else (f"The loss is {loss:.3f}, that of what is hidden {own[-1]:.3f}", own[-1])
     levels = [(told, statistics.fmean(values)) for key, told in BASELINES if (values := run.column(key)[1])]
     if not levels:
-        return [Finding("open", f"The loss is {loss:.3f}. There are no baselines beside it, so it cannot be told whether that is good."), *_falling(run)]
+        return [Finding("open", f"{says}. There are no baselines beside it, so it cannot be told whether that is good."), *_falling(run)]
     beaten = [f"{told} ({level:.3f})" for told, level in levels if loss < level]
     ahead = [f"{told} ({level:.3f})" for told, level in levels if loss >= level]
     best = min(level for _, level in levels)
     if not ahead and loss > (1 - HARDLY) * best:
-        first = Finding("open", f"The loss is {loss:.3f}, only {1 - loss / best:.1%} lower than {beaten[0]}. It has hardly begun to learn: a longer run is the first thing to try.")
+        first = Finding("open", f"{says}, only {1 - loss / best:.1%} lower than {beaten[0]}. It has hardly begun to learn: a longer run is the first thing to try.")
     elif not ahead:
         both = "both baselines" if len(levels) == 2 else "the baseline"
-        first = Finding("good", f"The loss is {loss:.3f}, lower than {both}: {' and '.join(beaten)}. It has learned something about what is hidden.")
+        first = Finding("good", f"{says}, lower than {both}: {' and '.join(beaten)}. It has learned something about what is hidden.")
     elif beaten:
-        first = Finding("bad", f"The loss is {loss:.3f}: lower than {beaten[0]}, but not lower than {ahead[0]}, which needs no network.")
+        first = Finding("bad", f"{says}: lower than {beaten[0]}, but not lower than {ahead[0]}, which needs no network.")
     else:
-        first = Finding("bad", f"The loss is {loss:.3f}, not lower than {' or '.join(ahead)}. The network has not learned to predict what is hidden yet.")
+        first = Finding("bad", f"{says}, not lower than {' or '.join(ahead)}. The network has not learned to predict what is hidden yet.")
     return [first, *_falling(run)]
 
 
