@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grounds import EXPERIMENTS, chosen
+from grounds import EXPERIMENTS, NEEDS, chosen
 from record import RESULTS, ROOT
+
+from unmask.methods import METHODS
 
 PAGE = ROOT / "docs" / "evidence.md"
 CURVES = RESULTS / "curves-{}.svg"
@@ -60,6 +62,14 @@ class Result:
     loss: dict[str, Any]
     settings: dict[str, Any]
     seconds: float
+
+    @property
+    def teacher(self) -> str:
+        """The method whose encoder, of the same ground, taught this one, itself or its vocabulary; empty: nobody's."""
+        source = self.entry["method"]
+        while source in NEEDS:
+            source = NEEDS[source][1]
+        return source if source in METHODS and source != self.entry["method"] else ""
 
     def best(self, features: str, protocol: str) -> dict[str, Any] | None:
         """Of the rows of these features (a beginning) by this protocol the one with the highest figure, None without any."""
@@ -121,6 +131,9 @@ def table(found: list[Result]) -> Iterator[str]:
         rows = [result.best(name, protocol) for protocol in MEANING for result in found[:1]]
         if any(rows):
             yield f"| *{name}* | | {figure(rows[0])} | {figure(rows[1])} |{' |' * len(further)} | |"
+    taught = [f"`{result.entry['method']}` by `{result.teacher}`" for result in found if result.teacher and not result.entry["seed"]]
+    if taught:
+        yield f"\nTaught by another run of this table, itself trained without labels: {', '.join(taught)}."
     if without := [f"`{method}`" for method in chosen([]) if method not in named]:
         yield f"\nUnproven on this ground: {', '.join(without)}."
 
@@ -163,9 +176,13 @@ def page(everything: list[Result]) -> tuple[str, dict[Path, str]]:
         "Made by `python benchmarks/evidence.py` out of `benchmarks/results/`; what is measured and how is said in [its README](../benchmarks/README.md). Every figure is",
         "top-1 in percent on pictures that nothing was learned from. In brackets stands the same network with random weights, or, for fine-tuning, trained from scratch",
         "in the same way. *Learns* says whether kNN or the linear probe is above the best random encoder beyond both 95 % intervals. `unproven` means: not run on this ground.",
-        "One run of one seed unless more are listed; short runs tell which methods learn, not which is best.",
+        "For kNN the better of class token and mean of the patches is shown, of trained and random encoders alike, chosen on the judged pictures; the probe chooses its own",
+        "on held-out ones. One run of one seed unless more are listed; short runs tell which methods learn, not which is best.",
     ]
     drawings = {}
+    unknown = {(result.entry["data"], result.entry["budget"]) for result in everything} - set(GROUNDS)
+    if unknown:
+        raise SystemExit(f"no words for the ground {' '.join(sorted(unknown)[0])}: add it to GROUNDS")
     for (data, budget), what in GROUNDS.items():
         found = [result for result in everything if (result.entry["data"], result.entry["budget"]) == (data, budget)]
         if not found and budget != "gpu":

@@ -41,7 +41,7 @@ RUNS: dict[tuple[str, str], dict[str, Any]] = {  # what is pre-trained, by data 
 STAGES = {"model": None, "patch_size": None, "depth": None, "heads": None}  # networks of their own, with the patches that fit the pictures
 OWN: dict[str, dict[str, Any]] = {  # on a CPU's networks: what a method's parts are called and how small they are
     "mae": {"method.decoder_width": 64, "method.decoder_depth": 1},
-    "ijepa": {"method.decoder_width": 48, "method.decoder_depth": 2, "lr": 1e-3, "method.momentum": 0.99},
+    "ijepa": {"method.decoder_width": 48, "method.decoder_depth": 2, "lr": 1e-3},
     "data2vec": {"lr": 1e-3, "method.drop_path": 0.0},
     "aim": {"method.head_width": 192, "method.head_depth": 1},
     "bootmae": {"method.decoder_width": 64, "method.decoder_depth": 1},

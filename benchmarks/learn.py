@@ -12,8 +12,8 @@ Without METHOD all of them, the most telling first. What each will take on this 
 unfinished run (in runs/, not under version control), measures a finished one and skips an entry whose result is there. A result goes
 to benchmarks/results/learn-<method>-<data>-<budget>.json, a picture of what the network says beside it; `evidence.py` makes the page.
 
-Every method gets the same pictures, network and epochs, and, on a CPU, the sizes and rates of `grounds.OWN`; everything else is
-its paper's. `--dry` does all of it on five pictures a class and two steps: it shows that the long run will start, and proves nothing else.
+Every method gets the same pictures, network, epochs and batch, the ground's rate, and, on a CPU, the sizes and rates of `grounds.OWN`;
+everything else is its paper's. `--dry` does all of it on five pictures a class and two steps: it shows that the long run will start, and proves nothing else.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def describe(name: str) -> str:
     said = vars(known(name))
     row = dict(zip(("tokens", "masking", "masked patches are", "decoder", "target"), said.get("row", ())))
     lines = [f"{name}: {said['sentence']}", f"{said['source']}; standing: {said.get('standing', 'experimental')}"]
-    lines += ["; ".join(f"{key} {value}" for key, value in row.items())] if row else []
+    lines += ["; ".join(f"{key} {value}" for key, value in row.items() if value != "–")] if row else []
     return "\n    ".join(lines)
 
 
@@ -117,7 +117,7 @@ RUN = (settings.Trunk, settings.Input, settings.Train)
 COMMANDS = {
     "quickstart": Command("", "train on real photographs that need no download, and show everything once (a few minutes)", quickstart, (Quickstart,)),
     "pretrain": Command("[METHOD] [DATA]", "pre-train an encoder: any folder of pictures in, a proven encoder out", api.pretrain, (Run, *RUN)),
-    "tokenizer train": Command("[METHOD] [DATA]", "train a vocabulary of picture squares: what beit predicts", api.train_tokenizer, (Run, *RUN)),
+    "tokenizer train": Command("[METHOD] [DATA]", "train a vocabulary for beit, cae and beit2: dvae (of picture squares) or vqkd (of a teacher's features)", api.train_tokenizer, (Run, *RUN)),
     "distill": Command("TEACHER DATA", "train a small encoder to say or see what a larger one does (a run)", api.distill, (Run, train.Lesson, *RUN)),
     "resume": Command("RUN", "go on exactly where a run stopped", api.resume, (Again, *RUN)),
     "evaluate knn": Command("ENCODER DATA", "are pictures of a class near each other? (no training)", api.evaluate, (*MEASURE, measure.Neighbours), "knn"),
@@ -136,7 +136,7 @@ COMMANDS = {
     "runs": Command("FOLDER", "every run below a folder: state, best figures, size, and the command that goes on", api.runs),
     "methods": Command("", "the methods, their papers, and how far each is proven", show_methods),
     "models": Command("[WORD]", "the networks that can be pre-trained, or those whose name holds WORD", show_models),
-    "show mask": Command("STRATEGY", "draw a masking strategy, or what a method hides, and its law", api.show_mask, (see.ShowMask,)),
+    "show mask": Command("STRATEGY", "draw a strategy (random, block, inverse_block, multi_block, grid, prefix, attention), or what a METHOD hides, and its law", api.show_mask, (see.ShowMask,)),
     "show attention": Command("ENCODER IMAGES…", "draw where the encoder looks", api.show_encoder, (see.ShowEncoder, asked.Look), "attention"),
     "show features": Command("ENCODER IMAGES…", "draw patch features as colours (principal components)", api.show_encoder, (see.ShowEncoder, asked.Look), "features"),
     "show weights": Command("ENCODER", "say what a file of weights holds, and every name that is left out", api.show_weights),

@@ -92,7 +92,7 @@ def test_a_network_that_the_papers_code_has_not_is_refused(tmp_path):
 def test_what_is_no_run_of_a_paper_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("method: my_method.py:Mine\n")
-    with pytest.raises(Refused, match="is one of my_method"):
+    with pytest.raises(Refused, match="is a run of my_method"):
         method_of(tmp_path / "run")
     with pytest.raises(Refused, match="is no run"):
         method_of("timm:vit_tiny_patch16_224")

@@ -18,7 +18,7 @@ from unmask.errors import Refused
 from unmask.mask import Mask
 from unmask.masking import MultiBlock
 from unmask.model import MaskedModel, Predict
-from unmask.settings import Train, Views, within
+from unmask.settings import Train, Views, in_order, within
 from unmask.targets.teacher import Momentum, Teacher, last_layer
 
 
@@ -42,7 +42,7 @@ class IJEPA:
     target_scale: tuple[float, float] = (0.15, 0.2)  # their area, as a share of the picture
     target_aspect: tuple[float, float] = (0.75, 1.5)  # their height over width
     context_scale: tuple[float, float] = (0.85, 1.0)  # area of the block that is looked at, before the targets are cut out
-    momentum: float = 0.996  # of the teacher, a step, at the start of the run
+    momentum: float | None = None  # of the teacher, a step, at the start of the run; paper: .996 of 187,000; not given: the same share of the run, 100 steps at least
     momentum_end: float = 1.0  # and at its end
     decoder_width: int | None = None  # paper: 384; not given: that, or half of the encoder's width
     init_std: float | None = None  # deviation of the first weights; paper: .02; not given: that, below ViT-B's width more, as √(768 / width)
@@ -53,6 +53,7 @@ class IJEPA:
         within(self, "target_scale context_scale", 0, 1, above=True)
         within(self, "target_aspect init_std", 0, above=True)
         within(self, "momentum momentum_end", 0, 1)
+        in_order(self, "target_scale target_aspect context_scale")
 
     def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> MultiBlock:
         """Which patches are hidden."""
@@ -79,7 +80,7 @@ class IJEPA:
         for part in (encoder, decoder):
             start(part, spread(encoder.width, self.init_std))
         fix_places(encoder.trunk)
-        teacher = Teacher(adapted(copy.deepcopy(encoder.trunk)), last_layer, Momentum(self.momentum, self.momentum_end))
+        teacher = Teacher(adapted(copy.deepcopy(encoder.trunk)), last_layer, Momentum(self.momentum, self.momentum_end, windows=(0.00134, 0.0)))
         return MaskedModel(encoder, self.strategy(grid, encoder.patch), {"features": Predict(decoder, teacher, losses.smooth_l1)}, pooling="avg")
 
 

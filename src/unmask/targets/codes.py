@@ -102,7 +102,7 @@ def described(tokenizer: Tokenizer) -> str:
 def open_tokenizer(word: str | None, in_chans: int, method: str) -> Tokenizer:
     """The tokenizer of a run of `unmask tokenizer train`, of its model.safetensors, of DALL-E's encoder as a plain state dict, or of BEiT v2's files."""
     if word is None:
-        raise Refused(f"{method} needs a tokenizer: --method.tokenizer RUN (made by unmask tokenizer train dvae DATA --out RUN)")
+        raise Refused(f"{method} needs a tokenizer: --method.tokenizer RUN (made by unmask tokenizer train {'vqkd DATA --teacher ENCODER' if method == 'beit2' else 'dvae DATA'} --out RUN)")
     path = Path(word).expanduser()
     path = path / "model.safetensors" if path.is_dir() else path
     if not path.is_file():

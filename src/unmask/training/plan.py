@@ -211,7 +211,7 @@ def quickened(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """A higher rate for a pre-training that is shorter than the paper's."""
     train = recipe.train
     rate = vars(type(recipe.method)).get("short_rate", SHORT_RATE)
-    if recipe.given & {"lr", "base_lr"} or (train.steps or 1) >= SHORT or train.base_lr == rate:
+    if recipe.given & {"lr", "base_lr"} or (train.steps or 1) >= SHORT or (train.base_lr or 0) >= rate:
         return recipe, []
     line = f"base_lr {rate:g}: {train.steps:,} steps are few for the paper's {recipe.method.paper.base_lr:g}"
     return replace(recipe, train=replace(train, base_lr=rate)), [line]
