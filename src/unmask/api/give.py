@@ -115,7 +115,7 @@ def method_of(name: str | Path) -> str:
     config = Path(name) / "config.yaml"
     method = load(config).get("method") if config.is_file() else None
     if method not in WRITERS:
-        raise Refused(f"--to paper writes runs of {', '.join(WRITERS)}; {name} is {f"a run of {method}" if method else "no run"}: --to timm takes any encoder")
+        raise Refused(f"--to paper writes runs of {', '.join(WRITERS)}; {name} is {f'a run of {method}' if method else 'no run'}: --to timm takes any encoder")
     return str(method)
 
 
