@@ -148,3 +148,9 @@ def test_the_encoder_learns_at_a_rate_of_its_own():
     assert {id(p): group["weight_decay"] for group in plain for p in group["params"]} == {id(p): group["weight_decay"] for group in made for p in group["params"]}
     _, scaled = groups.apart(plain[:1], [lambda progress: progress], learner, 0.1)
     assert scaled[0](0.5) == pytest.approx(0.05) and scaled[1](0.5) == 0.5
+
+
+def test_a_peak_below_the_smallest_rate_is_kept():
+    """BootMAE's least rate, 1e-4, is above the peak of a batch of 64: the rate must not rise after the warm-up."""
+    rates = [schedule.warmup_cosine(step, 100, 10, lr=4e-5, min_lr=1e-4) for step in range(100)]
+    assert max(rates) == rates[10] == rates[-1] == 4e-5 and rates[5] == pytest.approx(2e-5)

@@ -188,7 +188,8 @@ class Growing(Objective):
 
     def __init__(self, predict: Predict, weight: float):
         super().__init__()
-        self.predict, self.weight, self.note = predict, weight, predict.note
+        self.predict, self.weight = predict, weight
+        self.note = f"the features' share of the loss grows over the first quarter of the run: the loss rises with it; {predict.note}"
         self.register_buffer("share", torch.tensor(self.at(0.0)))
 
     def at(self, progress: float) -> float:

@@ -10,8 +10,10 @@ LARGEST_WARMUP = 0.1  # of the run: MAE's 40 of 800 epochs are 5 %, and a short 
 def warmup_cosine(step: float, steps: int, warmup: float, lr: float, min_lr: float = 0.0) -> float:
     """The rate of one step (counted from 0): linear from exactly 0 over `warmup` steps, then half a cosine down to `min_lr`.
 
-    Source: MAE, util/lr_sched.py, where the same is written in fractional epochs. `min_lr` would be reached at step `steps`.
+    Source: MAE, util/lr_sched.py, where the same is written in fractional epochs. `min_lr` would be reached at step `steps`; where a small batch leaves
+    `lr` below it, the rate stays at `lr`.
     """
+    min_lr = min(min_lr, lr)
     if step < warmup:
         return lr * step / warmup
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1e-9)))
