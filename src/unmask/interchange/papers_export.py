@@ -95,6 +95,9 @@ WRITERS: Mapping[str, tuple[str, Callable[[State, Adapter], dict[str, Tensor]]]]
 }
 
 
+OWN = {"beit": "beit_*", "beit2": "beit_*", "simmim": "beit_* and swin_*", "data2vec": "beit_*", "cae": "deit3_*", "eva": "eva02_*"}  # --model of networks as the papers'
+
+
 def export_paper(state: State, adapter: Adapter, method: str, encoder: Encoder, out: str | Path, witness: Witness) -> Exported:
     """Write the file (OUT, or OUT/checkpoint.pth) once it gives the trained encoder's features when it is opened as a published one.
 
@@ -115,7 +118,7 @@ def export_paper(state: State, adapter: Adapter, method: str, encoder: Encoder, 
         opened = load_encoder(hidden, img_size=encoder.img_size, heads=heads, say=lambda line: None)
         difference = witness.difference(look(opened.model.eval().forward_features, witness.pictures), "the file, opened as a published one,")
     except Refused:
-        raise Refused(f"--to paper: {method}'s own code has no {type(network).__name__} like this run's, so it could not open the file; --to timm takes any encoder") from None
+        raise Refused(f"--to paper: {method}'s own code has no {type(network).__name__} like this run's, so it could not open the file" + (f" (it has --model {OWN[method]})" if method in OWN else "") + "; --to timm takes any encoder") from None
     finally:
         hidden.unlink()
     write(file, content.getvalue())
