@@ -29,7 +29,7 @@ class AIM:
 
     sentence = "read the patches in order, and predict the pixels of the next one; a first stretch is seen both ways"
     source = "El-Nouby et al. 2024, arXiv:2401.08541"
-    standing = "experimental"
+    standing = "proven: CIFAR-10, 100,000 pictures seen, kNN 34.4 (30.5) and linear 46.7 (44.8) %; in brackets random weights (docs/evidence.md)"
     # the paper counts steps, not epochs: 1e-3 at 4,096 pictures; its longest runs see two billion pictures two and a half times
     paper = Train(epochs=300, batch_size=4096, base_lr=6.25e-5, warmup_epochs=19, weight_decay=0.05, betas=(0.9, 0.95), clip=1.0)
     views = Views(scale=(0.4, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, interpolation="bicubic")
