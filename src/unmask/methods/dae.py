@@ -31,7 +31,7 @@ class DAE:
 
     sentence = "add noise to every pixel, and predict the clean picture with one linear layer"
     source = "Vincent et al. 2008, Extracting and Composing Robust Features with Denoising Autoencoders (ICML), and JMLR 11, 2010"
-    standing = "experimental"
+    standing = "experimental: CIFAR-10, 100,000 pictures seen, kNN 32.0 (30.5) and linear 45.8 (44.8) %; in brackets random weights (docs/evidence.md)"
     # the paper has no such network, hence no such schedule: MAE's
     paper = Train(epochs=800, batch_size=4096, base_lr=1.5e-4, warmup_epochs=40, weight_decay=0.05, betas=(0.9, 0.95), min_lr=0.0)
     views = Views(scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, interpolation="bicubic")  # MAE's
