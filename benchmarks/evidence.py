@@ -78,7 +78,7 @@ class Result:
 
     @property
     def pictures(self) -> int:
-        """Pictures seen while it was pre-trained, in thousands."""
+        """Pictures seen while it was pre-trained, rounded to thousands."""
         return round(self.loss["steps"] * self.settings["batch_size"], -3)
 
     @property

@@ -60,7 +60,7 @@ class Quickstart:
     out: str | None = None  # the folder to make, unmask-quickstart or unmask-proof; with the same one again it goes on where it stopped
     seed: int = 0  # of the crops and of everything else random
     steps: int = 400  # length of a run in optimiser steps
-    proof: bool = False  # instead, pre-train several methods one after another and show which of them learn (about half an hour)
+    proof: bool = False  # instead, pre-train several methods one after another and show which of them learn (several times as long)
 
     def __post_init__(self):
         within(self, "seed", 0)

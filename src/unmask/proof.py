@@ -25,7 +25,7 @@ def run(out: str | Path = "unmask-proof", seed: int = 0, steps: int | None = Non
     """Train and measure each method in the folder `out`; the figures by method. Called again it goes on where it stopped."""
     out, steps = Path(out), steps or STEPS
     refuse(out, seed, steps, {"photographs", *OWN}, *OWN)
-    print(f"{', '.join(OWN)}: one after another on the quickstart's photographs, {steps} steps each; about 25 minutes on two free cores. Everything goes to {out}/\n")
+    print(f"{', '.join(OWN)}: one after another on the quickstart's photographs, {steps} steps each; every run says before its first step how long it will take. Everything goes to {out}/\n")
     train, val = photographs(out / "photographs", seed)
     found: dict[str, dict[str, Figures]] = {}
     for method, own in OWN.items():
