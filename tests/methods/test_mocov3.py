@@ -90,7 +90,7 @@ def test_places_initial_values_and_schedules(golden, name):
     for i, (rate, momentum) in enumerate(zip(tensors["output.lr"].tolist(), tensors["output.momentum"].tolist())):
         progress, warm = i / 5 / config["epochs"], 5 * config["warmup_epochs"]
         assert warmup_cosine(i, 5 * config["epochs"], warm, config["lr"], 0.0) == pytest.approx(rate, rel=1e-5)
-        assert learner.objectives["contrast"].keep(progress) == pytest.approx(momentum, rel=1e-6)
+        assert learner.objectives["contrast"].momentum.at(progress, torch.ones(())) == pytest.approx(momentum, rel=1e-6)
 
 
 def test_everything_decays_and_the_patch_embedding_is_frozen():

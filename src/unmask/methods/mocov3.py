@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from unmask.encoders.build import adapted, build
 from unmask.encoders.initial import moco_init
 from unmask.model import MaskedModel, Objective
 from unmask.settings import Crops, Train, within
-from unmask.targets.teacher import average
+from unmask.targets.teacher import Rounding, average
 
 
 @dataclass(frozen=True)
@@ -62,18 +61,18 @@ class MoCoV3:
         moco_init(encoder)
         if self.freeze_patches:
             encoder.trunk.patch_embed.requires_grad_(False)
-        contrast = Momentum(encoder, self)
+        contrast = Contrast(encoder, self)
         return MaskedModel(encoder, None, {"contrast": contrast}, views=2, groups=all_decay)
 
 
-class Momentum(Objective):
+class Contrast(Objective):
     """Queries of the encoder, keys of its average: each of two views finds the other (moco/builder.py)."""
 
     note = "the keys are those of a teacher that follows: the loss falls from the logarithm of the batch, and says little of the features; kNN and their rank tell"
 
     def __init__(self, encoder: Adapter, method: MoCoV3):
         super().__init__()
-        self.method = method
+        self.method, self.momentum = method, Rounding(method.momentum, method.momentum_end)
         self.projector = perceptron((encoder.width, method.hidden, method.hidden, method.out), last="norm")
         self.predictor = perceptron((method.out, method.hidden, method.out), last="norm")
         self.teacher = adapted(copy.deepcopy(encoder.trunk)).requires_grad_(False)
@@ -99,15 +98,10 @@ class Momentum(Objective):
         self.move(encoder, 0.0)
 
     def follow(self, encoder, progress):
-        self.move(encoder, self.keep(progress))
-
-    def keep(self, progress: float) -> float:
-        """How much of itself the average keeps."""
-        first, last = self.method.momentum, self.method.momentum_end
-        return last - (last - first) * (1 + math.cos(math.pi * progress)) / 2
+        self.move(encoder, self.momentum.at(progress, torch.ones(())))
 
     @torch.no_grad()
-    def move(self, encoder: Adapter, keep: float) -> None:
+    def move(self, encoder: Adapter, keep: float | Tensor) -> None:
         """The average moves towards the encoder; the counts of its batch norm are its own."""
         for mine, theirs in ((self.teacher.trunk, encoder.trunk), (self.teacher_projector, self.projector)):
             average(mine.parameters(), theirs.parameters(), keep)
