@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from unmask.interchange.relative import in_theirs
+
 ROWS = (  # (theirs, ours), tried in order
     ("base_encoder.head.", "objectives.contrast.projector."),
     ("base_encoder.", "encoder.trunk."),
@@ -44,9 +46,4 @@ def settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def theirs(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our learner's names to those of the published files, which have `module.` before each."""
-    found = {}
-    for key, value in state.items():
-        row = next((row for row in ROWS if key.startswith(row[1])), None)
-        if row is not None:
-            found[f"module.{row[0]}{key[len(row[1]) :]}"] = value
-    return found
+    return {f"module.{name}": value for name, value in in_theirs(state, ROWS).items()}

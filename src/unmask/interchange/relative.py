@@ -5,7 +5,7 @@ Source: microsoft/unilm, beit/modeling_pretrain.py and beit2/modeling_pretrain.p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -30,9 +30,14 @@ def _named(name: str) -> str:
 
 def to_beit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse: our learner's names in those of microsoft/unilm, without the index that its code computes; what only our run needs is left out."""
-    rows, found = (*LEARNER, ("", "encoder.trunk.")), {}
+    return in_theirs(state, (*LEARNER, ("", "encoder.trunk.")))
+
+
+def in_theirs(state: Mapping[str, Tensor], rows: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    """Our learner's tensors by the names of a table of prefixes, (theirs, ours), tried in order; what it does not name (a teacher, say) is left out."""
+    table, found = list(rows), {}
     for name, value in state.items():
-        row = next((row for row in rows if name.startswith(row[1])), None)
+        row = next((row for row in table if name.startswith(row[1])), None)
         if row is not None:
             found[row[0] + name[len(row[1]) :]] = value
     return found
