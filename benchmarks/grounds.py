@@ -39,6 +39,7 @@ RUNS: dict[tuple[str, str], dict[str, Any]] = {  # what is pre-trained, by data 
     ("imagenette", "gpu"): {"model": "vit_small_patch16_224", "img_size": (224, 224), "epochs": 200, "batch_size": 256, "lr": 5e-4},
 }
 STAGES = {"model": None, "patch_size": None, "depth": None, "heads": None}  # networks of their own, with the patches that fit the pictures
+SELF_DISTILLED = {"lr": 1e-3, "views.local_crops": 4, "method.prototypes": 1024, "method.hidden": 256, "method.bottleneck": 64, "method.drop_path": 0.0}
 OWN: dict[str, dict[str, Any]] = {  # on a CPU's networks: what a method's parts are called and how small they are
     "mae": {"method.decoder_width": 64, "method.decoder_depth": 1},
     "ijepa": {"method.decoder_width": 48, "method.decoder_depth": 2, "lr": 1e-3},
@@ -48,6 +49,9 @@ OWN: dict[str, dict[str, Any]] = {  # on a CPU's networks: what a method's parts
     "pixio": {"method.decoder_width": 64, "method.decoder_depth": 2},
     "crossmae": {"method.decoder_width": 64, "method.decoder_depth": 2},
     "milan": {"method.decoder_width": 64, "method.decoder_depth": 1},
+    "dino": SELF_DISTILLED,
+    "ibot": SELF_DISTILLED,
+    "dinov2": SELF_DISTILLED | {"method.patch_prototypes": 1024, "method.layer_decay": 1.0, "method.patch_embed_rate": 1.0},
     "mocov3": {"method.hidden": 256, "method.out": 64},
     "simclr": {"method.hidden": 256, "method.out": 64},
     "mae_ct": {"method.hidden": 256, "method.out": 64, "method.queue": 4096},
@@ -72,7 +76,7 @@ NEEDS: dict[str, tuple[str, str]] = {  # what a method learns from, trained befo
     "beit2": ("method.tokenizer", "vqkd"),
     "vqkd": ("teacher", "mae"),
 }
-WORTH = ("mae", "simmim", "ijepa", "beit", "maskfeat", "data2vec", "crossmae", "beit2", "eva", "milan", "data2vec2", "bootmae", "cae", "pixio", "aim", "dae", "igpt", "mocov3", "simclr", "mae_ct", "mae_lite", "distill", "adamae", "hiera_mae", "fcmae")
+WORTH = ("mae", "ibot", "simmim", "ijepa", "beit", "maskfeat", "data2vec", "dino", "crossmae", "beit2", "eva", "milan", "data2vec2", "bootmae", "cae", "pixio", "aim", "dae", "igpt", "mocov3", "simclr", "mae_ct", "mae_lite", "distill", "adamae", "hiera_mae", "fcmae", "dinov2")
 JUDGED = {"small": (10_000, 5_000)}  # pictures that teach and judge, where a budget does not take all
 FEW = 5  # pictures of a class in a dry run
 

@@ -17,13 +17,13 @@ from unmask.patches import row_first
 TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed")
 
 
-def spread(width: int, asked: float | None) -> float:
-    """The deviation of first weights: what was asked for, or the papers' .02, which was made for ViT-B, and for narrower networks more.
+def spread(width: int, asked: float | None, papers: int = 768) -> float:
+    """The deviation of first weights: what was asked for, or the papers' .02, and for networks narrower than the `papers`' smallest more.
 
     So each layer passes on as large a share of what it gets as ViT-B's. With .02 at width 96 branches add nearly nothing, and all pictures look
     alike to a teacher that is a copy of such an encoder: I-JEPA then starts from features of rank 2.9, with .06 from 8.9.
     """
-    return asked or 0.02 * max(1.0, math.sqrt(768 / width))
+    return asked or 0.02 * max(1.0, math.sqrt(papers / width))
 
 
 def cut_normal(module: nn.Module, std: float = 0.02) -> None:
@@ -72,14 +72,16 @@ def plain_normal(trunk: Any, std: float = 0.02) -> None:
             block.mlp.fc2.weight.div_(math.sqrt(2 * (i + 1)))
 
 
-def dino_init(encoder: Adapter, tokens: float = 0.02) -> None:
+def dino_init(encoder: Adapter, asked: float | None = None, tokens: float = 0.02) -> None:
     """DINO's, iBOT's and DINOv2's initial values: Linear weights and places normal .02, biases 0, the patch convolution PyTorch's, the mask token 0.
 
-    `tokens`: deviation of class and register tokens (DINOv2: 1e-6).
+    `asked`: another deviation of Linear weights; not given, networks narrower than ViT-S get more than .02. `tokens`: that of class and register tokens
+    (DINOv2: 1e-6).
     """
+    std = spread(encoder.width, asked, papers=384)
     for layer in encoder.modules():
         if isinstance(layer, nn.Linear):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.trunc_normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.Conv2d):

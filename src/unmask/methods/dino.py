@@ -45,10 +45,11 @@ class DINO:
     norm_last_layer: bool = True  # prototypes have length 1; else it is learned
     freeze_last_layer: float = 0.01  # share of the run in which prototypes stay what they are; paper: 1 epoch of 100
     drop_path: float = 0.1  # chance to leave out the last block's branches
+    init_std: float | None = None  # deviation of the first weights; paper: .02; not given: that, below ViT-S's width more, as √(384 / width)
 
     def __post_init__(self):
         within(self, "prototypes hidden bottleneck", 1)
-        within(self, "teacher_temp teacher_temp_start student_temp", 0, above=True)
+        within(self, "teacher_temp teacher_temp_start student_temp init_std", 0, above=True)
         within(self, "teacher_temp_warmup momentum momentum_end freeze_last_layer drop_path", 0, 1)
 
     def build(
@@ -61,7 +62,7 @@ class DINO:
     ) -> SelfDistilled:
         """A fresh learner over any timm network that takes pictures of any size."""
         encoder = scaled(build(model, img_size, in_chans, patch_size, **sizes))
-        dino_init(encoder)
+        dino_init(encoder, self.init_std)
         head = ProjectionHead(encoder.width, prototypes_for(encoder.width, self.prototypes, 65536), self.hidden, self.bottleneck, not self.norm_last_layer)
         warm = Warm(self.teacher_temp_start, self.teacher_temp, self.teacher_temp_warmup)
         momentum = Rounding(self.momentum, self.momentum_end)

@@ -60,11 +60,12 @@ class DINOv2:
     patch_embed_rate: float = 0.2  # of the learning rate for the patch embedding, beside that
     drop_path: float = 0.3  # chance to leave out a block's branches
     layer_scale: float = 1e-5  # where the branches of networks with layer scale (vit_*_dinov2) start
+    init_std: float | None = None  # deviation of the first weights; paper: .02; not given: that, below ViT-S's width more, as √(384 / width)
 
     def __post_init__(self):
         within(self, "prototypes patch_prototypes hidden bottleneck patch_bottleneck", 1)
         within(self, "registers koleo views_weight patches_weight", 0)
-        within(self, "teacher_temp teacher_temp_start student_temp layer_scale", 0, above=True)
+        within(self, "teacher_temp teacher_temp_start student_temp layer_scale init_std", 0, above=True)
         within(self, "mask_low mask_high masked_views teacher_temp_warmup momentum momentum_end freeze_last_layer layer_decay patch_embed_rate drop_path", 0, 1)
         if self.mask_low > self.mask_high:
             raise ValueError(f"mask_low must be no more than mask_high, got {self.mask_low:g} and {self.mask_high:g}")
@@ -86,7 +87,7 @@ class DINOv2:
             sizes["registers"] = self.registers
         encoder = build(model, img_size, in_chans, patch_size, masked="token", **sizes)
         encoder = encoder if self.registers else scaled(encoder)  # with registers the published networks read places by size, as timm does
-        dino_init(encoder, tokens=1e-6)
+        dino_init(encoder, self.init_std, tokens=1e-6)
         layer_scale(encoder, self.layer_scale)
         many, free = prototypes_for(encoder.width, self.prototypes, 65536), True
         head = ProjectionHead(encoder.width, many, self.hidden, self.bottleneck, free)

@@ -54,10 +54,11 @@ class IBOT:
     norm_last_layer: bool = True  # prototypes have length 1; else it is learned (paper: ViT-S)
     freeze_last_layer: float = 0.0025  # share of the run in which prototypes stay what they are; paper: 1 epoch of 400
     drop_path: float = 0.1  # chance to leave out the last block's branches
+    init_std: float | None = None  # deviation of the first weights; paper: .02; not given: that, below ViT-S's width more, as √(384 / width)
 
     def __post_init__(self):
         within(self, "prototypes patch_prototypes hidden bottleneck", 1)
-        within(self, "teacher_temp teacher_temp_start student_temp", 0, above=True)
+        within(self, "teacher_temp teacher_temp_start student_temp init_std", 0, above=True)
         within(self, "views_weight patches_weight", 0)
         within(self, "mask_low mask_high whole teacher_temp_warmup patches_start momentum momentum_end freeze_last_layer drop_path", 0, 1)
         if self.mask_low > self.mask_high:
@@ -77,7 +78,7 @@ class IBOT:
     ) -> SelfDistilled:
         """A fresh learner over any timm network that takes pictures of any size and a token for what is hidden."""
         encoder = scaled(build(model, img_size, in_chans, patch_size, masked="token", **sizes))
-        dino_init(encoder)
+        dino_init(encoder, self.init_std)
         many = prototypes_for(encoder.width, self.prototypes, 8192)
         own = None if self.shared_head else self.patch_prototypes or many
         head = ProjectionHead(encoder.width, many, self.hidden, self.bottleneck, not self.norm_last_layer, own)
