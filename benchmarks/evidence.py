@@ -77,14 +77,20 @@ class Result:
         return max(rows, key=lambda row: row["top1"], default=None)
 
     @property
+    def further(self) -> list[str]:
+        """The protocols that train the encoder further."""
+        return sorted({row["protocol"] for row in self.rows} - set(MEANING))
+
+    @property
     def pictures(self) -> int:
         """Pictures seen while it was pre-trained, rounded to thousands."""
         return round(self.loss["steps"] * self.settings["batch_size"], -3)
 
     @property
     def learns(self) -> bool:
-        """Whether the trained encoder is above the random ones beyond both 95 % intervals, by kNN or by the linear probe."""
+        """Whether the trained encoder is above the random ones beyond both 95 % intervals, by kNN or by the linear probe, or, fine-tuned, above from scratch."""
         pairs = [(self.best("trained", protocol), self.best("random", protocol)) for protocol in MEANING]
+        pairs += [(self.best("trained", name), self.best("from scratch", name)) for name in self.further]
         return any(one["interval"][0] > other["interval"][1] for one, other in pairs if one and other)
 
 
@@ -101,8 +107,10 @@ def standing(found: list[Result], method: str) -> str:
         return "experimental"
     result = max(own, key=lambda result: (result.learns, result.pictures))
     figures = [f"{word} {pair(result, protocol)}" for protocol, word in (("knn", "kNN"), ("linear", "linear"))]
+    tuned = [f"fine-tuned {pair(result, name, below='from scratch')}" for name in result.further if name.startswith("finetune")][:1]
     data = DATA_NAMES.get(result.entry["data"], result.entry["data"])
-    return f"{'proven' if result.learns else 'experimental'}: {data}, {result.pictures:,} pictures seen, {' and '.join(figures)} %; in brackets random weights (docs/evidence.md)"
+    said = f"{data}, {result.pictures:,} pictures seen, {' and '.join(figures + tuned)} %; in brackets random weights{', or from scratch' * bool(tuned)}"
+    return f"{'proven' if result.learns else 'experimental'}: {said} (docs/evidence.md)"
 
 
 def figure(row: dict[str, Any] | None) -> str:
@@ -117,7 +125,7 @@ def pair(result: Result, protocol: str, above: str = "trained", below: str = "ra
 
 def table(found: list[Result]) -> Iterator[str]:
     """One line for each run; methods without one are unproven."""
-    further = sorted({row["protocol"] for result in found for row in result.rows} - set(MEANING))
+    further = sorted({name for result in found for name in result.further})
     yield "| method | seed | kNN (random) | linear probe (random) | " + "".join(f"{name} % of the labels (from scratch) | " for name in further).replace("-", ", ") + "learns | pre-training |"
     yield "|---|---|---|---|" + "---|" * (len(further) + 2)
     named = {result.entry["method"]: [] for result in found}
@@ -175,7 +183,7 @@ def page(everything: list[Result]) -> tuple[str, dict[Path, str]]:
         "",
         "Made by `python benchmarks/evidence.py` out of `benchmarks/results/`; what is measured and how is said in [its README](../benchmarks/README.md). Every figure is",
         "top-1 in percent on pictures that nothing was learned from. In brackets stands the same network with random weights, or, for fine-tuning, trained from scratch",
-        "in the same way. *Learns* says whether kNN or the linear probe is above the best random encoder beyond both 95 % intervals. `unproven` means: not run on this ground.",
+        "in the same way. *Learns* says whether one of them is above what stands in its brackets beyond both 95 % intervals. `unproven` means: not run on this ground.",
         "For kNN the better of class token and mean of the patches is shown, of trained and random encoders alike, chosen on the judged pictures; the probe chooses its own",
         "on held-out ones. One run of one seed unless more are listed; short runs tell which methods learn, not which is best.",
     ]

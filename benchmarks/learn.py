@@ -26,7 +26,8 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from typing import Any
 import torch
 from grounds import Entry, Ground, chosen, ground, queue, unfinished
 from record import RESULTS, ROOT, keep, machine
+from safetensors import safe_open
 from transfer import Part, runs
 
 import unmask
@@ -48,9 +50,10 @@ from unmask.interchange.encoder import load_encoder
 
 Row = tuple[str, FeatureTable, FeatureTable]
 
+FINETUNE = Part("finetune", 0.1, 1, {"epochs": 15})  # of a tenth of the labels
 TRAINED_FURTHER = {  # by budget: what is done with labels beyond frozen features
-    "small": (),
-    "cpu": (Part("finetune", 0.1, 1, {"epochs": 15}),),
+    "small": (),  # kNN and the linear probe alone, but for --finetune
+    "cpu": (FINETUNE,),
     "gpu": (Part("finetune", 0.01, 1, {"epochs": 100}), Part("finetune", 0.1, 1, {"epochs": 100}), Part("finetune", 1.0, 1, {"epochs": 100}), Part("attentive", 1.0, 1, {"epochs": 20})),
 }
 DRY = (Part("finetune", 0.5, 1, {"steps": 2, "batch_size": 4}),)
@@ -106,13 +109,20 @@ def frozen(name: str, learn: FeatureTable, judge: FeatureTable, seed: int) -> It
         yield {"features": name, "protocol": protocol, "pooling": pooling, "top1": top1, "interval": interval, "n_train": len(learn), "n_val": n}
 
 
-def further(entry: Entry, ground: Ground) -> Iterator[dict[str, Any]]:
+def network(run: Path) -> str:
+    """What a run's encoder is, its weights apart, as files are called."""
+    with safe_open(run / "encoder.safetensors", framework="pt") as file:
+        words = file.metadata()
+    return f"{words['model']}-{zlib.crc32(words['kwargs'].encode()):08x}"
+
+
+def further(entry: Entry, ground: Ground, parts: Sequence[Part]) -> Iterator[dict[str, Any]]:
     """The encoder trained further with labels, and the same network from scratch, whose runs are shared by the methods of one network."""
     common = {"val": str(ground.val)} if ground.val else {}
-    for part in DRY if ground.dry else TRAINED_FURTHER[ground.budget]:
+    for part in parts:
         for scratch in (False, True) if part.protocol == "finetune" else (False,):
-            network = f"scratch-{ground.planned(entry)['model']}-{ground.name}"
-            folder = ground.runs / f"{part.name}-{network if scratch else entry.name(ground.name)}"
+            name = f"scratch-{network(ground.run(entry))}-{ground.data}-{ground.budget}" + "-dry" * ground.dry
+            folder = ground.runs / f"{part.name}-{name if scratch else entry.name(ground.name)}"
             said = common | {"seed": entry.seed, "workers": ground.workers, "share": part.share}
             row = runs(part, ground.run(entry), ground.train, folder, said, scratch)
             taken = {key: row[key] for key in ("top1", "interval", "n_train", "n_val")}
@@ -138,7 +148,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(f"  {row['features']:30s} {row['protocol']:11s} {row['pooling']:8s} {row['top1']:5.1f} % (95 % {low:.1f} to {high:.1f})")
 
 
-def learn(entry: Entry, ground: Ground, beside: list[dict[str, Any]], random_seeds: int, out: Path) -> list[dict[str, Any]]:
+def learn(entry: Entry, ground: Ground, beside: list[dict[str, Any]], random_seeds: int, parts: Sequence[Part], out: Path) -> list[dict[str, Any]]:
     """Train, measure, draw, write; the rows of what needs no network, which the next entry can share."""
     name, run = entry.name(ground.name), ground.run(entry)
     settings, trained = ground.pretrain(entry)
@@ -146,7 +156,7 @@ def learn(entry: Entry, ground: Ground, beside: list[dict[str, Any]], random_see
     rows = [row for found in encoders(ground, run, random_seeds) for row in frozen(*found, entry.seed)]
     beside = beside or [row for found in colours(ground) for row in frozen(*found, entry.seed)]
     if not entry.question:
-        rows += further(entry, ground)
+        rows += further(entry, ground, parts)
     out.mkdir(parents=True, exist_ok=True)
     with suppress(unmask.Refused):  # what tells views apart has nothing to draw
         unmask.reconstruct(run, str(ground.val or ground.train), out=str(out / f"{name}.png"), count=SHOWN if max(ground.settings["img_size"]) <= 32 else 4)
@@ -206,6 +216,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="stop, with the work saved, after so many")
     parser.add_argument("--forecast", action="store_true", help="only say what each entry will cost here")
     parser.add_argument("--dry", action="store_true", help="five pictures a class, two steps")
+    parser.add_argument("--finetune", action="store_true", help="on the small budget too: fine-tune with a tenth of the labels, beside from scratch")
     parser.add_argument("--random_seeds", type=int, default=2, help="how many random encoders stand beside")
     parser.add_argument("--epochs", type=float, help="another length than the planned one")
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
@@ -221,9 +232,10 @@ def main() -> None:
     entries = list(unfinished(queue(chosen(words.methods), words.seeds, words.experiments), place, words.out))
     if words.forecast or (words.minutes and not words.dry):
         forecast(entries, place, words.minutes)
+    parts = DRY if words.dry else TRAINED_FURTHER[words.budget] or (FINETUNE,) * words.finetune
     beside: list[dict[str, Any]] = []
     for entry in [] if words.forecast else entries:
-        beside = learn(entry, place, beside, words.random_seeds, words.out)
+        beside = learn(entry, place, beside, words.random_seeds, parts, words.out)
 
 
 if __name__ == "__main__":

@@ -45,3 +45,5 @@ def test_learning_is_above_the_random_encoder_beyond_both_intervals(evidence):
     assert not result(evidence, trained_knn=(20, 21), random_knn=(28, 30)).learns
     assert result(evidence, trained_knn=(20, 21), random_knn=(28, 30), trained_linear=(44, 46), random_linear=(39, 41)).learns
     assert not result(evidence, trained_knn=(31, 33)).learns
+    assert result(evidence, trained_knn=(20, 21), random_knn=(28, 30), **{"trained_finetune-10": (44, 46), "from scratch_finetune-10": (30, 32)}).learns
+    assert not result(evidence, **{"trained_finetune-10": (31, 33), "from scratch_finetune-10": (30, 32)}).learns
