@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from unmask.masking import Attended, Block, Grid, InverseBlock, MultiBlock, Prefix, Random
-from unmask.masking_views import HalfOfViews, SomeViews
+from unmask.masking import Attended, Block, Grid, HalfOfViews, InverseBlock, MultiBlock, Prefix, Random, SomeViews
 from unmask.testing import check_masking
 
 STRATEGIES = {  # the strategy, a grid, and what it does not promise

@@ -7,8 +7,7 @@ from golden_files import check_gradients, names
 from torch.testing import assert_close
 
 from unmask import losses, seeds
-from unmask.masking import Block
-from unmask.masking_views import HalfOfViews
+from unmask.masking import Block, HalfOfViews
 from unmask.methods.dinov2 import DINOv2
 from unmask.optim.groups import parameter_groups
 from unmask.self_distillation import Centre

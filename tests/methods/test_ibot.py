@@ -7,7 +7,7 @@ from golden_files import check_gradients, names
 from torch.testing import assert_close
 
 from unmask import seeds
-from unmask.masking_views import SomeViews
+from unmask.masking import SomeViews
 from unmask.methods.ibot import IBOT
 from unmask.optim.groups import parameter_groups
 from unmask.self_distillation import Warm

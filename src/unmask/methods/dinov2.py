@@ -11,7 +11,7 @@ from unmask.encoders.build import build, drop_path
 from unmask.encoders.initial import dino_init, layer_scale
 from unmask.encoders.scaled import scaled
 from unmask.heads import ProjectionHead
-from unmask.masking_views import HalfOfViews
+from unmask.masking import HalfOfViews
 from unmask.self_distillation import SelfDistilled, Terms, Warm, prototypes_for
 from unmask.settings import Crops, Train, within
 from unmask.targets.teacher import Rounding

@@ -1,116 +1,15 @@
-"""Strategies: which patches are masked, as a pure function of uniform numbers.
-
-A strategy scores *cells*: sets of patches that are masked together (one patch, SimMIM's 32-pixel square, a tube through
-time). The cells with the highest scores are masked. `strategy(grid, noise)` takes noise (B, draws(grid)) in [0, 1).
-"""
+"""Rectangles: of what is hidden, of what stays visible, or of both."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
 from unmask.mask import Mask
+from unmask.masking.strategy import Masking, highest
 from unmask.settings import Ratio
-
-
-class Masking(ABC):
-    """The contract of a strategy.
-
-    `ratio` may be a number, a range or a schedule (see `Ratio`); `prepare` fixes this step's value on the host, so that
-    the counts, and with them all shapes, are known before the step.
-    """
-
-    rated = True  # whether `ratio` says how much is masked
-
-    def __init__(self, ratio: Ratio | float | str = 0.75):
-        self.ratio = Ratio.of(ratio)
-        self.now = self.ratio.first
-
-    def prepare(self, progress: float, u: float) -> None:
-        """Set the ratio of one step from the run's progress and one uniform number: pure, so nothing to save."""
-        self.now = self.ratio.at(progress, u)
-
-    def keep(self, cells: int) -> int:
-        """How many of `cells` stay visible: MAE's int(N·(1 − ratio)), at least one seen and one masked."""
-        return min(max(int(cells * (1 - self.now)), 1), cells - 1)
-
-    @abstractmethod
-    def draws(self, grid: tuple[int, ...]) -> int:
-        """How many uniform numbers a row wants."""
-
-    @abstractmethod
-    def __call__(self, grid: tuple[int, ...], noise: Tensor, scores: Tensor | None = None) -> Mask:
-        """The mask of every row of `noise` (B, draws)."""
-
-
-def cells_of(grid: tuple[int, ...], cell: int | tuple[int, ...]) -> tuple[tuple[int, ...], Tensor]:
-    """The grid of cells, and the patches in each: (cells, patches a cell), raster order in a cell."""
-    shape = (cell,) * len(grid) if isinstance(cell, int) else tuple(cell)
-    if len(shape) != len(grid) or any(side % size for side, size in zip(grid, shape)):
-        raise ValueError(f"a grid of {'x'.join(map(str, grid))} patches cannot be cut into cells of {'x'.join(map(str, shape))}")
-    coarse, n = tuple(side // size for side, size in zip(grid, shape)), len(grid)
-    ids = torch.arange(math.prod(grid)).reshape([size for pair in zip(coarse, shape) for size in pair])
-    return coarse, ids.permute(*range(0, 2 * n, 2), *range(1, 2 * n, 2)).reshape(math.prod(coarse), -1)
-
-
-def highest(scores: Tensor, keep: int, grid: tuple[int, ...], cell: int | tuple[int, ...] = 1, skip: int = 0) -> Mask:
-    """Mask all but the `keep` cells of lowest score (B, cells); one argsort makes both lists, in the order of the scores.
-
-    The next `skip` cells are in neither list: hidden, and not asked about.
-    """
-    order = scores.argsort(dim=1, stable=True)  # (B, cells); stable: equal scores fall the same way on every machine
-    if math.prod(grid) == scores.shape[1]:
-        return Mask(order[:, :keep], order[:, keep + skip :], grid)
-    members = cells_of(grid, cell)[1].to(scores.device)
-    return Mask(members[order[:, :keep]].flatten(1), members[order[:, keep + skip :]].flatten(1), grid)
-
-
-class Random(Masking):
-    """Cells drawn uniformly without replacement (MAE; SimMIM with cells of 32 pixels).
-
-    The noise is the score: MAE's argsort, so that its masks come out bit for bit from its noise. `predicted`: the share of all cells that is
-    asked about, where that is not all that is hidden (CrossMAE).
-    """
-
-    def __init__(self, ratio: Ratio | float | str = 0.75, cell: int | tuple[int, ...] = 1, predicted: float | None = None):
-        super().__init__(ratio)
-        self.cell, self.predicted = cell, predicted
-
-    def draws(self, grid):
-        return math.prod(cells_of(grid, self.cell)[0])
-
-    def __call__(self, grid, noise, scores=None):
-        cells = noise.shape[1]
-        keep = self.keep(cells)
-        skip = 0 if self.predicted is None else min(max(int(cells * (self.now - self.predicted)), 0), cells - keep - 1)
-        return highest(noise, keep, grid, self.cell, skip)
-
-
-class Grid(Masking):
-    """A regular pattern: at .75 one patch of every 2×2 is seen, at .5 a chequerboard (MAE, section 4.1 and Figure 6).
-
-    The order in which patches fall is a 4×4 ordered dither (Bayer), moved by a random offset a picture; ratios between
-    its sixteenths mask some of the next rank at random.
-    """
-
-    BAYER = ((0, 8, 2, 10), (12, 4, 14, 6), (3, 11, 1, 9), (15, 7, 13, 5))
-
-    def draws(self, grid):
-        return 2 + math.prod(grid)
-
-    def __call__(self, grid, noise, scores=None):
-        if len(grid) != 2:
-            raise ValueError(f"grid masking is for pictures, not for a grid of {len(grid)} axes")
-        H, W = grid
-        dither = torch.tensor(self.BAYER, device=noise.device)
-        top, left = (noise[:, :2, None] * 4).long().unbind(1)  # (B, 1) each
-        rows = (torch.arange(H, device=noise.device) + top) % 4  # (B, H)
-        columns = (torch.arange(W, device=noise.device) + left) % 4  # (B, W)
-        ranks = dither[rows[:, :, None], columns[:, None, :]].flatten(1)  # (B, N)
-        return highest(ranks + noise[:, 2:], self.keep(H * W), grid)
 
 
 class Block(Masking):
@@ -283,49 +182,3 @@ class MultiBlock(Masking):
         shortest = int(context.sum(1).min())
         visible, *masked = (inside.int().argsort(dim=1, descending=True, stable=True) for inside in (context, *targets))  # inside first, raster order
         return Mask(visible[:, :shortest], torch.cat([ids[:, : size[0] * size[1]] for ids in masked], dim=1), grid)
-
-
-class Prefix(Masking):
-    """Everything after a first stretch in reading order, which may have any length but none and all (AIM, section 3.2).
-
-    For encoders that look back: a patch is hidden from those before it only. Places of the stretch are padded (weight 0).
-    """
-
-    rated = False
-
-    def __init__(self, ratio: Ratio | float | str | None = None):
-        if ratio is not None:
-            raise ValueError("a prefix has no mask_ratio: its length is any, each as often")
-        super().__init__(0.5)
-
-    def draws(self, grid):
-        return 1
-
-    def __call__(self, grid, noise, scores=None):
-        places = torch.arange(math.prod(grid), device=noise.device).expand(len(noise), -1)  # (B, N)
-        length = 1 + (noise * (places.shape[1] - 1)).long()  # (B, 1) in 1..N-1
-        return Mask(places[:, :1], places[:, 1:], grid, (places[:, 1:] >= length).float())
-
-
-class Attended(Masking):
-    """What a teacher looks at is what stays visible: patches are drawn one after the other, each with a chance that is its share of the attention
-    (MILAN, section 3.3 and models_milan.py, attention_masking).
-
-    `scores` (B, N): attention, at any scale; not given: the same everywhere, which is random masking. Drawing without putting back is a race of
-    exponential clocks, each as fast as its share (Efraimidis and Spirakis 2006): the first to ring stay.
-    """
-
-    def draws(self, grid):
-        return math.prod(grid)
-
-    def __call__(self, grid, noise, scores=None):
-        clocks = -torch.log1p(-noise)  # (B, N) exponential
-        if scores is not None:
-            clocks = clocks / scores.clamp(min=torch.finfo(torch.float32).tiny)
-        return highest(clocks, self.keep(noise.shape[1]), grid)
-
-
-STRATEGIES: dict[str, type[Masking]] = {
-    "random": Random, "block": Block, "inverse_block": InverseBlock, "multi_block": MultiBlock, "grid": Grid, "prefix": Prefix,
-    "attention": Attended,
-}

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from unmask.mask import Mask
-from unmask.masking import Block, Masking
+from unmask.masking.blocks import Block
+from unmask.masking.strategy import Masking
 
 
 def padded(covered: Tensor, noise: Tensor, most: int, grid: tuple[int, ...]) -> Mask:
