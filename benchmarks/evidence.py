@@ -146,13 +146,14 @@ def table(found: list[Result]) -> Iterator[str]:
         yield f"\nUnproven on this ground: {', '.join(without)}."
 
 
-def experiments(found: list[Result], base: Result | None) -> Iterator[str]:
+def experiments(found: list[Result]) -> Iterator[str]:
     """One table for each question that was asked."""
     for question in dict.fromkeys(entry.question for entry in EXPERIMENTS):
         asked = [result for result in found if result.entry["question"] == question]
         if asked:
             yield f"\n**{question[0].upper()}{question[1:]}**\n\n| variant | kNN | linear probe | pre-training |\n|---|---|---|---|"
-            for result in [*([base] if base else []), *asked]:
+            base = [result for result in found if not result.entry["question"] and (result.entry["method"], result.entry["seed"]) == (asked[0].entry["method"], 0)]
+            for result in [*base, *asked]:
                 yield f"| {result.entry['variant'] or 'as the paper'} | {pair(result, 'knn')} | {pair(result, 'linear')} | {result.seconds / 60:.0f} min |"
 
 
@@ -199,8 +200,7 @@ def page(everything: list[Result]) -> tuple[str, dict[Path, str]]:
             lines += ["", f"## {what}", "", "Unproven: nothing has been run to the end on this ground."]
             continue
         methods = [result for result in found if not result.entry["question"]]
-        base = next((result for result in methods if (result.entry["method"], result.entry["seed"]) == ("mae", 0)), None)
-        lines += ["", f"## {what}", "", *table(methods), *experiments(found, base)]
+        lines += ["", f"## {what}", "", *table(methods), *experiments(found)]
         name = f"{data}-{budget}"
         if svg := drawing(methods):
             drawings[Path(str(CURVES).format(name))] = svg

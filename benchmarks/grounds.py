@@ -102,7 +102,7 @@ def varied(question: str, setting: str, values: Mapping[str, Any]) -> list[Entry
     return [Entry("mae", variant, question, changes={setting: value}) for variant, value in values.items()]
 
 
-EXPERIMENTS = (  # what the field has found out about masked autoencoders (arXiv:2111.06377, Tables 1 and Figure 5), asked again here
+EXPERIMENTS = (  # what the field has found out about masked autoencoders (arXiv:2111.06377, Tables 1 and Figure 5), asked again here, and what we ask ourselves
     *varied("mask ratio", "method.mask_ratio", {f"ratio{100 * share:g}": share for share in (0.15, 0.4, 0.5, 0.6, 0.85, 0.9)}),
     *varied("target", "method.norm_pix", {"raw": False}),
     *varied("target", "method.target", {"hog": "hog"}),
@@ -110,13 +110,14 @@ EXPERIMENTS = (  # what the field has found out about masked autoencoders (arXiv
     *varied("decoder depth", "method.decoder_depth", {f"decoder{depth}": depth for depth in (1, 2, 4, 8)}),
     Entry("mae", "tokens", "mask tokens in the encoder", learner=f"{Path(__file__).with_name('mask_tokens.py')}:MaskTokens"),
     *varied("augmentation", "views.scale", {"whole": (1.0, 1.0)}),
+    Entry("data2vec", "instance", "what data2vec's teacher says, without what the whole picture shares", changes={"method.norm": "instance"}),
 )
 
 
 def queue(methods: list[str], seeds: int, experiments: bool) -> list[Entry]:
-    """What is to be run, the most telling first: every method, then more seeds of each, then the experiments."""
+    """What is to be run, the most telling first: every method, then more seeds of each, then the experiments on these methods."""
     entries = [Entry(method, seed=seed) for seed in range(seeds) for method in methods]
-    return entries + [entry for entry in EXPERIMENTS if experiments]
+    return entries + [entry for entry in EXPERIMENTS if experiments and entry.method in methods]
 
 
 @dataclass(frozen=True)

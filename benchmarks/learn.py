@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--data", default="cifar10", help="cifar10, imagenette, or a folder of class folders (with train/ and val/, or without)")
     parser.add_argument("--budget", choices=("small", "cpu", "gpu"), default="gpu" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seeds", type=int, default=1, help="how many: 0, 1, …")
-    parser.add_argument("--experiments", action="store_true", help="also the masked autoencoder with one setting changed at a time")
+    parser.add_argument("--experiments", action="store_true", help="also the methods named with one setting changed at a time")
     parser.add_argument("--minutes", type=float, help="stop, with the work saved, after so many")
     parser.add_argument("--forecast", action="store_true", help="only say what each entry will cost here")
     parser.add_argument("--dry", action="store_true", help="five pictures a class, two steps")

@@ -150,3 +150,14 @@ def test_the_length_of_the_run_is_learned_at_its_first_step():
     assert_close(target.copy.trunk.patch_embed.proj.weight, before + 0.01)
     learner.after_step(2 / 400)
     assert target.steps == 400
+
+
+def test_instance_norm_takes_away_what_the_whole_picture_shares():
+    x = pictures(2)
+    features = {}
+    for norm in ("layer", "instance"):
+        learner = Data2Vec(norm=norm).build(**SMALL, img_size=(32, 32))
+        learner.begin()
+        said = learner.objectives["features"].target(x)  # (B, N, D)
+        features[norm] = (said.mean(1).square().mean() / said.square().mean()).item()
+    assert features["instance"] < 0.1 < features["layer"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -16,7 +16,7 @@ from unmask.encoders.initial import attention_dropout, beit_init, cut_normal, la
 from unmask.masking import Block
 from unmask.model import MaskedModel, Predict
 from unmask.settings import Ratio, Train, Views, within
-from unmask.targets.teacher import Momentum, Teacher, mean_of_layers
+from unmask.targets.teacher import Momentum, Teacher, mean_of_branches, mean_of_layers
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Data2Vec:
 
     mask_ratio: Ratio = Ratio(0.612, 0.612)  # share of patches hidden: 120 of 196; number, range .4-.7 or schedule .4:.6
     top: int | None = None  # layers of the teacher that make the target; paper: the last 6; not given: that, of few blocks the last half
+    norm: Literal["layer", "instance"] = "layer"  # of what the teacher says: each patch by itself, or first each channel over the picture (paper: for speech)
     beta: float = 2.0  # where the loss turns from squared to absolute
     momentum: float | None = None  # of the teacher, a step; paper: .9998 of 500,000; not given: the same hundredth of the run, 100 steps at least
     drop_path: float = 0.25  # chance to leave out the last block's branches
@@ -69,7 +70,8 @@ class Data2Vec:
         layer_scale(encoder, self.layer_scale)
         depth = len(encoder.trunk.blocks)
         top = min(self.top or min(6, max(1, depth // 2)), depth)
-        teacher = Teacher(adapted(copy.deepcopy(encoder.trunk), layers=tuple(range(-top, 0))), mean_of_layers, Momentum(self.momentum, self.momentum))
+        say = mean_of_branches if self.norm == "instance" else mean_of_layers
+        teacher = Teacher(adapted(copy.deepcopy(encoder.trunk), layers=tuple(range(-top, 0))), say, Momentum(self.momentum, self.momentum))
         drop_path(encoder, self.drop_path)
         attention_dropout(encoder, self.attention_dropout)
         predict = Predict(decoder, teacher, partial(losses.smooth_l1, beta=self.beta))
