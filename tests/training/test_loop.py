@@ -25,6 +25,7 @@ from unmask.run import checkpoint
 from unmask.run.folder import RunFolder
 from unmask.settings import Train, Views
 from unmask.training import loop
+from unmask.training.kept import in_a_row
 from unmask.training.monitor import Monitor
 from unmask.training.stop import Stop
 
@@ -199,8 +200,8 @@ def test_three_bad_steps_in_a_row_go_back_and_then_on(tmp_path, data):
 
 
 def test_three_in_a_row_are_found_whenever_one_looks():
-    assert loop.in_a_row([]) is None and loop.in_a_row([3, 4, 6, 7]) is None
-    assert loop.in_a_row([3, 5, 6, 7, 8, 9]) == 5 and loop.in_a_row([5, 6, 7, 90]) == 5
+    assert in_a_row([]) is None and in_a_row([3, 4, 6, 7]) is None
+    assert in_a_row([3, 5, 6, 7, 8, 9]) == 5 and in_a_row([5, 6, 7, 90]) == 5
 
 
 def test_bad_numbers_for_ever_stop_the_run_with_the_batch_kept(tmp_path, data):

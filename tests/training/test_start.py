@@ -75,10 +75,10 @@ def command(words: list[str], log: str, slow: float) -> None:
     os.dup2(out, 2)
     torch.set_num_threads(1)
     if slow:
-        from unmask.training import loop
+        from unmask.training import step
 
-        real = loop.share_of, loop.clip
-        loop.clip = lambda *a: (time.sleep(slow), real[1](*a))[1]
+        real = step.clip
+        step.clip = lambda *a: (time.sleep(slow), real(*a))[1]
     os._exit(cli.main(words))
 
 

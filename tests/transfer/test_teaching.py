@@ -122,10 +122,10 @@ def command(words: list[str], log: str) -> None:
     os.dup2(out, 1)
     os.dup2(out, 2)
     torch.set_num_threads(1)
-    from unmask.training import loop
+    from unmask.training import step
 
-    real = loop.clip
-    loop.clip = lambda *a: (time.sleep(0.15), real(*a))[1]
+    real = step.clip
+    step.clip = lambda *a: (time.sleep(0.15), real(*a))[1]
     os._exit(cli.main(words))
 
 
