@@ -26,10 +26,10 @@ def learner_at(config, width=None):
     own, patch, size = width or config["embed_dim"], config["patch_size"], config["img_size"]
     if config["type"] == "vit":
         sizes = {"width": own, "depth": config["depth"], "heads": config["num_heads"]}
-        return SimMIM(cell=patch, drop_path=0).build("beit_base_patch16_224", (size, size), 3, patch, **sizes)
+        return SimMIM(init_std=0.02, cell=patch, drop_path=0).build("beit_base_patch16_224", (size, size), 3, patch, **sizes)
     words = ("patch_size", "depths", "num_heads", "window_size", "mlp_ratio", "qkv_bias")
     trunk = SwinTransformer(size, embed_dim=own, num_classes=0, drop_path_rate=0.0, **{word: config[word] for word in words})
-    return SimMIM(drop_path=0).build(trunk)
+    return SimMIM(init_std=0.02, drop_path=0).build(trunk)
 
 
 def ours(official: dict) -> dict:
@@ -181,3 +181,9 @@ def test_drop_path_rises_and_stays_out_of_the_file():
     words = dict(learner.encoder.trunk.unmask_kwargs)
     assert "drop_path_rate" not in words
     timm.create_model(words.pop("model"), **words).load_state_dict(learner.encoder.trunk.state_dict())
+
+
+def test_patches_can_be_normalised():
+    said = SimMIM(norm_pix=True).build(**SMALL, img_size=(32, 32)).objectives["pixels"].target(pictures(2))  # (B, N, values)
+    assert_close(said.mean(-1), torch.zeros(2, 16), rtol=0, atol=1e-5)
+    assert_close(said.std(-1), torch.ones(2, 16), rtol=0, atol=1e-3)

@@ -11,12 +11,12 @@ from unmask import losses
 from unmask.decoders import Linear, patch_values
 from unmask.encoders.beit import Beit
 from unmask.encoders.build import build, drop_path
-from unmask.encoders.initial import beit_init
+from unmask.encoders.initial import beit_init, spread
 from unmask.encoders.vit import ViT
 from unmask.errors import Refused
 from unmask.masking import Random
 from unmask.model import MaskedModel, Predict
-from unmask.settings import Ratio, Train, Views
+from unmask.settings import Ratio, Train, Views, within
 from unmask.targets.pixels import Pixels
 
 
@@ -37,12 +37,15 @@ class SimMIM:
 
     mask_ratio: Ratio = Ratio(0.6, 0.6)  # share of squares hidden (section 4.1): number, range .6-.9 or schedule .5:.75
     cell: int | None = None  # pixels a side of a square; paper: 32; not given: that, on small pictures a sixth of the shorter side
+    norm_pix: bool = False  # normalise each target patch by its own mean and standard deviation, as MAE does
+    init_std: float | None = None  # deviation of the first weights; paper: .02; not given: that, below ViT-B's width more, as √(768 / width)
     drop_path: float | None = None  # chance to leave out the last block's branches; paper: .1, Swin 0; not given: these
 
     def __post_init__(self):
         object.__setattr__(self, "mask_ratio", Ratio.of(self.mask_ratio))
         if self.cell is not None and self.cell < 1:
             raise ValueError(f"cell must be at least 1, got {self.cell}")
+        within(self, "init_std", 0, above=True)
         if self.drop_path is not None and not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must lie between 0 and 1, got {self.drop_path:g}")
 
@@ -62,10 +65,10 @@ class SimMIM:
         encoder = build(model, img_size, in_chans, patch_size, masked="token", **sizes)
         stages = not isinstance(encoder, ViT | Beit)
         if not stages:
-            beit_init(encoder)  # Swin keeps timm's values, which are the paper's: normal .02, not cut; so do its like
+            beit_init(encoder, spread(encoder.width, self.init_std))  # Swin keeps timm's values, which are the paper's: normal .02, not cut; so do its like
         drop_path(encoder, self.drop_path if self.drop_path is not None else 0.0 if stages else 0.1)
         decoder = Linear(encoder.width, patch_values(encoder.patch, encoder.in_chans))
-        predict = Predict(decoder, Pixels(encoder.patch, normalize=False), losses.l1)
+        predict = Predict(decoder, Pixels(encoder.patch, self.norm_pix), losses.l1)
         undecayed = ("cls_token", "pos_embed", *(("mask_token",) if stages else ()))
         return MaskedModel(encoder, self.strategy(encoder.own_grid, encoder.patch), {"pixels": predict}, undecayed=undecayed, pooling="avg")
 
