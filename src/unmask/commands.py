@@ -126,6 +126,8 @@ COMMANDS = {
     "evaluate attentive": Command("[ENCODER] [DATA]", "train a head that learns where to look on the frozen encoder (a run)", api.evaluate, (Run, transfer.Fresh), "attentive"),
     "evaluate lowshot": Command("ENCODER DATA", "learn from a few pictures of each class, several times", api.evaluate, (*MEASURE, transfer.Lowshot), "lowshot"),
     "evaluate finetune": Command("[ENCODER] [DATA]", "train an encoder further on labels, whole or its last blocks (a run)", api.evaluate, (Run, transfer.Fresh), "finetune"),
+    "evaluate retrieval": Command("RUN DATA", "does a run that read captions find the caption of a picture, and the picture of a caption?", api.evaluate, (*MEASURE, measure.Retrieval), "retrieval"),
+    "evaluate zeroshot": Command("RUN DATA", "does a run that read captions know classes by their names alone?", api.evaluate, (*MEASURE, measure.ZeroShot), "zeroshot"),
     "compare": Command("DATA ENCODER…", "which encoder is better here? one protocol for all, with intervals and a verdict in words", api.compare, (Compare, asked.Look)),
     "reconstruct": Command("RUN IMAGES…", "draw what the network imagines behind the mask", api.reconstruct, (see.Reconstruct,)),
     "embed": Command("ENCODER IMAGES…", "write the features of pictures to .npz or .parquet", api.embed, (measure.Embed, asked.Look)),

@@ -94,3 +94,20 @@ def nt_xent(said: Tensor, temperature: float) -> Tensor:
         alike = (mine @ same.T).scatter(1, own.unsqueeze(1), -torch.inf)  # (b, B): a view is not its own answer
         loss = loss + F.cross_entropy(torch.cat([mine @ other.T, alike], dim=1) / temperature, own)
     return loss
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows at length one, x / (‖x‖ + 1e-8), as SigLIP's code has it (big_vision, two_towers.py)."""
+    x = x.float()
+    return x / (x.norm(dim=-1, keepdim=True) + 1e-8)
+
+
+def sigmoid_pairs(images: Tensor, texts: Tensor, log_temperature: Tensor, bias: Tensor) -> Tensor:
+    """Does this text belong to this picture? One yes-or-no question for each pair of a picture and a text of all processes (Zhai et al. 2023, arXiv:2303.15343).
+
+    `images` and `texts` (b, K), row by row together, of any length; the likeness is exp(log_temperature)·cosine + bias. A sum over texts and a mean
+    over pictures, not divided by the number of pairs; the mean over processes is the loss of the whole batch.
+    """
+    logits = log_temperature.exp() * unit(images) @ gathered(unit(texts)).T + bias  # (b, B)
+    own = torch.zeros_like(logits).scatter(1, own_rows(images).unsqueeze(1), 1.0)
+    return F.binary_cross_entropy_with_logits(logits, own, reduction="none").sum(1).mean()

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from unmask import seeds
 from unmask.errors import Refused
 from unmask.interchange.naming import identify, parted
 from unmask.interchange.weights import read, read_safetensors
@@ -52,11 +54,26 @@ def metadata_of(method: Any, name: str, **build: Any) -> dict[str, str]:
     return {"format": str(FORMAT), "method": name, "settings": json.dumps(fields), "build": json.dumps(build)}
 
 
+def untrained(path: str | Path, seed: int = 0) -> Learner:
+    """The learner of a run as it was before its first step, with weights drawn from `seed`."""
+    file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    metadata = read_safetensors(file)[1] if file.is_file() else {}
+    if "method" not in metadata:
+        raise Refused(f"{path} is no finished run: there is no model.safetensors that says how it was built")
+    with torch.random.fork_rng(devices=[]):
+        seeds.reseed(seed, "untrained")
+        return built(metadata, file)
+
+
 def from_metadata(metadata: Mapping[str, str], state: Mapping[str, Tensor], file: Path) -> Learner:
+    return filled(built(metadata, file), state, [], str(file), "its own settings")
+
+
+def built(metadata: Mapping[str, str], file: Path) -> Learner:
+    """A fresh learner of the method and with the words that a file's metadata hold."""
     if int(metadata.get("format", FORMAT)) > FORMAT:
         raise Refused(f"{file} has format {metadata['format']}, this version reads up to {FORMAT}: update unmask")
     said = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(metadata["settings"]).items()}
     method = find(metadata["method"])(**said)
     build = json.loads(metadata["build"])
-    learner = method.build(**build | {"img_size": tuple(build["img_size"])})
-    return filled(learner, state, [], str(file), "its own settings")
+    return method.build(**build | {"img_size": tuple(build["img_size"])})

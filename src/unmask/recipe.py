@@ -19,7 +19,7 @@ from unmask.settings import Crops, Input, Lessons, Start, Train, Trunk, Views
 
 NETWORK = (Group("network", Trunk), Group("input", Input))
 ENCODER = (Group("encoder", Start), Group("pictures", Lessons))
-PATHS = ("labels", "init", "encoder", "val")  # settings that are paths, or names that stay what they are
+PATHS = ("labels", "captions", "init", "encoder", "val")  # settings that are paths, or names that stay what they are
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ def settle(method: Any, data: Any, config: str | Path | None, said: Mapping[str,
     values = layered(check(below, options, f"{config}: "), check(said, options))
     trunk, read, train, views, own = (group.make(values) for group in parts)
     words = {name: absolute(getattr(own, name)) for name in vars(type(own)).get("needs", ())}  # encoders and tokenizers that a method wants
+    words |= {name: absolute(word) for name in vars(type(own)).get("wants", ()) if (word := getattr(own, name)) and os.path.exists(word)}  # and may be given
     own = replace(own, **words) if words else own
     given = frozenset(name for name, value in values.items() if value is not None)
     return Recipe(name, own, data if not isinstance(data, Path) else str(data), trunk, read, train, views, given)

@@ -228,6 +228,7 @@ class Lessons(Labelled):
 class Input(Labelled):
     """What is read, and how the numbers in it become the network's."""
 
+    captions: str | None = None  # JSON lines, CSV, TSV or parquet with paths and captions, for methods that read them (modern_mae); not given: captions.jsonl in DATA, or a .txt beside each picture
     normalize: Literal["measured", "imagenet"] = "measured"  # per-channel mean and std: measured once on the data, or ImageNet's
     max_bad_share: float = 0.05  # stop when more than this share of the samples is unreadable
     tile: int | None = None  # read pictures that are larger by windows of this side, a random one each time

@@ -62,6 +62,26 @@ class Layers:
 
 
 @dataclass(frozen=True)
+class Retrieval:
+    """Captions found by pictures, and pictures by captions."""
+
+    captions: str | None = None  # JSON lines, CSV, TSV or parquet with paths and captions, maybe split; not given: captions.jsonl in DATA, or a .txt beside each picture
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Classes by their names alone."""
+
+    names: str | None = None  # a text file with a class, a tab and what it is called in every line; not given: the classes' own names
+    templates: tuple[str, ...] = ("a photo of a {}", "a picture of a {}", "there is a {}")  # sentences with {} where the name goes; their mean is a class
+
+    def __post_init__(self):
+        wrong = [one for one in self.templates if one.count("{}") != 1]
+        if wrong or not self.templates:
+            raise ValueError(f"templates are sentences with one {{}} where the name goes, got '{wrong[0] if wrong else ''}'")
+
+
+@dataclass(frozen=True)
 class Embed(Labelled):
     """Where features go."""
 
@@ -74,11 +94,15 @@ PROTOCOLS = {  # the settings of each, and the file whose `measure(protocol, enc
     "linear": (Linear, "unmask.evaluation.measure"),
     "layers": (Layers, "unmask.evaluation.layers"),
     "lowshot": (Lowshot, "unmask.transfer.lowshot"),
+    "retrieval": (Retrieval, "unmask.evaluation.retrieval"),
+    "zeroshot": (ZeroShot, "unmask.evaluation.retrieval"),
 }
 
 
 def evaluate(protocol: str, encoder: str | Path, data: Any, **settings: Any) -> dict[str, Any]:
-    """Measure an encoder on labelled pictures by `knn`, `linear`, `layers`, `lowshot` or, training it further, `finetune` or `attentive`; a run also keeps the figures."""
+    """Measure an encoder on labelled pictures by `knn`, `linear`, `layers`, `lowshot` or, training it further, `finetune` or `attentive`; a run that reads captions
+    also by `retrieval` and `zeroshot`. A run keeps the figures.
+    """
     if protocol in TRANSFERS:
         return teach(protocol, encoder, data, **settings)
     if protocol not in PROTOCOLS:
@@ -102,14 +126,15 @@ def evaluate(protocol: str, encoder: str | Path, data: Any, **settings: Any) -> 
         measure = import_module(place).measure
         opened, pictures, sight = sight_of(encoder, data, look, asked)
         val = sight_of(encoder, asked.val, look, asked, opened)[1] if asked.val is not None else None
-        row = measure(protocol, opened, pictures, val, name=str(data), seed=look.seed, **sight, **vars(how))
+        whole = {"run": str(encoder), "random": look.random} if isinstance(how, Retrieval | ZeroShot) else {}  # what is measured is more than its encoder
+        row = measure(protocol, opened, pictures, val, name=str(data), seed=look.seed, **sight, **vars(how), **whole)
     row = {"encoder": str(encoder), "random": look.random, **row}
     if (Path(encoder) / "config.yaml").is_file():
         from unmask.run.folder import RunFolder
 
         RunFolder.open(Path(encoder)).evaluation(row)
     who = "the random encoder" if look.random else str(encoder)
-    beside = {"classes": "largest class {majority:.1f} %", "tags": "mAP {map}", "numbers": "mean error {mae:.4g}, {mae_of_median:.4g} for always the median"}
+    beside = {"classes": "largest class {majority:.1f} %", "tags": "mAP {map}", "numbers": "mean error {mae:.4g}, {mae_of_median:.4g} for always the median", "pairs": "by chance {chance:.1f} %"}
     print(f"{row['protocol']} of {who}: {shown(row)}, {beside[row['kind']].format(**row)}")
     return row
 

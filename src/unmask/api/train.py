@@ -98,8 +98,15 @@ def _refuse(recipe: Recipe, out: Path) -> None:
             identify(word)
         elif not Path(word).exists():
             raise Refused(f"--method.tokenizer: there is no run or file {word}")
+    if getattr(recipe.method, "teacher", None) is not None and "teacher" not in vars(type(recipe.method)).get("needs", ()):
+        identify(recipe.method.teacher)
     if "continues" in vars(type(recipe.method)) and recipe.method.continues and recipe.trunk.init is None:
         raise Refused(f"{recipe.name} goes on from an encoder that is pre-trained: --init RUN (unmask pretrain mae DATA --out RUN makes one)")
+    captions = recipe.input.captions
+    if captions is not None and "text" not in vars(recipe.method):
+        raise Refused(f"--captions: {recipe.name} reads none; modern_mae does")
+    if captions is not None and not Path(captions).is_file():
+        raise Refused(f"--captions: there is no file {captions}")
     labels = recipe.input.labels
     if labels is not None and not isinstance(labels, str | Path):
         raise Refused("labels: a run takes the path of a label file, so that it can be opened again; arrays are for evaluate and embed")

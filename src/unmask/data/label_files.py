@@ -89,7 +89,7 @@ def label(source: Source, path: str, asked: Labelled) -> None:
     assert told is not None  # some column was chosen
     names = [str(name).strip() for name in table[named]]
     _refuse_contradictions(names, told, path, first)
-    rows, strangers = _matched(names, source, os.path.dirname(path))
+    rows, strangers = matched(names, source, os.path.dirname(path))
     missing, unused = int((rows < 0).sum()), len(set(names)) - len({names[row] for row in set(rows[rows >= 0].tolist())})
     if missing == len(rows):
         raise Refused(f"no row of {path} matches a picture (its first path is '{names[0]}', the first picture is '{source.name(0)}')")
@@ -121,7 +121,7 @@ def _refuse_contradictions(names: Sequence[str], labels: Labels, path: str, firs
             raise Refused(f"{path}: '{name}' stands in rows {before + first} and {row + first} with different labels{hint}")
 
 
-def _matched(names: Sequence[str], source: Source, folder: str) -> tuple[np.ndarray, list[int]]:
+def matched(names: Sequence[str], source: Source, folder: str) -> tuple[np.ndarray, list[int]]:
     """(the row of each picture, -1 where there is none; the pictures whose row names other folders than theirs).
 
     Paths come first. A file name counts where one row and one picture have it, and that row is no other picture's.

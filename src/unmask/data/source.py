@@ -1,4 +1,4 @@
-"""What DATA becomes: numbered samples with names and, where they are known, labels.
+"""What DATA becomes: numbered samples with names and, where they are known, labels and captions.
 
 A source is small to send to a worker process (names lie in one block of bytes, files are opened where they are first read)
 and is never changed.
@@ -10,7 +10,9 @@ import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from unmask.data.labels import Labels
@@ -50,10 +52,58 @@ class Names(Sequence):
         return blake2b(self._bytes + self._ends.tobytes(), digest_size=16).hexdigest()
 
 
+@dataclass(frozen=True, eq=False)
+class Captions:
+    """Any number of captions a picture; they lie in one block of bytes, so that workers share them."""
+
+    words: Names  # all captions, one picture's behind the other's
+    ends: np.ndarray  # (N,) int64: where those of each picture end
+    splits: np.ndarray | None = None  # (N,) str: "train", "val", "test" or ""
+
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[str]], splits: Sequence[str] | None = None) -> Captions:
+        """Of the captions of each picture."""
+        import numpy as np
+
+        ends = np.cumsum([len(some) for some in texts], dtype=np.int64)
+        return cls(Names(one for some in texts for one in some), ends, None if splits is None else np.array(splits, "U5"))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def span(self, index: int) -> range:
+        """The numbers of a picture's captions among all."""
+        return range(int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
+
+    def __getitem__(self, index: int) -> list[str]:
+        return [self.words[number] for number in self.span(index)]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(N,) how many captions each picture has."""
+        import numpy as np
+
+        return np.diff(self.ends, prepend=0)
+
+    def draw(self, index: int, dice: Random) -> int:
+        """The number of one of a picture's captions."""
+        some = self.span(index)
+        return some[dice.randrange(len(some))]
+
+    def rows(self, ids: Sequence[int]) -> Captions:
+        """Those of these pictures, in this order."""
+        return Captions.of([self[index] for index in ids], None if self.splits is None else self.splits[ids].tolist())
+
+    @property
+    def digest(self) -> str:
+        return blake2b(self.words.digest.encode() + self.ends.tobytes(), digest_size=16).hexdigest()
+
+
 class Source(ABC):
-    """Numbered samples. `labels`: what is known of each, or None; `said`: lines to print when it is opened."""
+    """Numbered samples. `labels`: what is known of each, `captions`: what is said of each, or None; `said`: lines to print when it is opened."""
 
     labels: Labels | None = None
+    captions: Captions | None = None
     said: tuple[str, ...] = ()
     fingerprint: str = ""  # of which samples these are, not of their pixels
 

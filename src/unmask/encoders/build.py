@@ -37,6 +37,7 @@ FIXED: dict[str, dict[str, Any]] = {  # families whose places are made for one s
     "timm.models.swin_transformer": {"drop_path_rate": 0.0},  # timm's .1 is for training with labels
 }
 STAGED = ("timm.models.hiera", "timm.models.convnext")  # families whose early stages keep finer maps
+REGISTERS = {"timm.models.vision_transformer": "reg_tokens", "timm.models.deit": "reg_tokens", "timm.models.eva": "num_reg_tokens"}  # what families call them
 KINDS = (VisionTransformer, Eva, beit.Beit, SwinTransformer, hiera.Hiera, convnext.ConvNeXt)
 CHOICE = "a VisionTransformer, Eva, Beit, Swin, Hiera or ConvNeXt of timm: unmask models"
 
@@ -68,9 +69,9 @@ def create_trunk(
         raise Refused(f"--model {model} has stages: --depth and --heads do not fit it; --width is the width of its first stage")
     if q_pool is not None and module != hiera.__name__:
         raise Refused(f"--model {model} is no Hiera: choose a hiera_*")
-    if registers is not None and module not in ("timm.models.vision_transformer", "timm.models.deit"):
-        raise Refused(f"--model {model} takes no further class tokens: choose a plain vit_*")
-    own = {"reg_tokens": registers, "patch_size": patch_size, "embed_dim": width, "depth": depth, "num_heads": heads, "q_pool": q_pool}
+    if registers is not None and module not in REGISTERS:
+        raise Refused(f"--model {model} takes no registers or further class tokens: choose a plain vit_* or eva*")
+    own = {REGISTERS.get(module, "registers"): registers, "patch_size": patch_size, "embed_dim": width, "depth": depth, "num_heads": heads, "q_pool": q_pool}
     arguments: dict[str, Any] = {"img_size": tuple(img_size), "in_chans": in_chans, "num_classes": 0}
     arguments |= FAMILIES[module] | {"dynamic_img_size": True} if module in FAMILIES else FIXED.get(module, {})
     arguments |= {name: value for name, value in own.items() if value is not None}

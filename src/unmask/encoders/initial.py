@@ -132,10 +132,15 @@ def moco_init(encoder: Adapter) -> None:
 
 
 def layer_scale(encoder: Adapter, value: float) -> None:
-    """Start every branch at `value` of its size, where the network scales its branches at all."""
-    for name, weight in encoder.trunk.named_parameters():
-        if name.rpartition(".")[2] in ("gamma", "gamma_1", "gamma_2"):  # of timm's VisionTransformer, Eva and Beit
-            nn.init.constant_(weight, value)
+    """Start every branch at `value` of its size, where the network scales its branches at all. The trunk remembers it as what it was built with, so that
+    a network whose weights are drawn anew begins there too.
+    """
+    scales = [weight for name, weight in encoder.trunk.named_parameters() if name.rpartition(".")[2] in ("gamma", "gamma_1", "gamma_2")]  # of timm's VisionTransformer, Eva and Beit
+    for weight in scales:
+        nn.init.constant_(weight, value)
+    arguments = vars(encoder.trunk).get("unmask_kwargs")
+    if scales and arguments is not None:
+        arguments["init_values"] = value
 
 
 def attention_dropout(encoder: Adapter, rate: float) -> None:

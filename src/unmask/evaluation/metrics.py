@@ -34,7 +34,7 @@ def score(kind: str, answers: Tensor, truth: Tensor, seed: int = 0, groups: Tens
     ids = None if groups is None else groups.cpu().unique(return_inverse=True)[1]
     if ids is not None and int(ids.max()) + 1 < 2:
         ids = None  # one group says nothing about others: resampled pictures are all there is
-    found, intervals = _intervals(figures, resamples(len(truth), ids, seed, each=truth.shape[1] if truth.ndim > 1 else 1))
+    found, intervals = estimated(figures, resamples(len(truth), ids, seed, each=truth.shape[1] if truth.ndim > 1 else 1))
     if kind == "classes" and ids is None:
         for name, k in (("top1", 1), ("top5", 5)):
             if name in found:
@@ -57,7 +57,7 @@ def shown(row: dict[str, Any]) -> str:
     metric, value, interval = row["metric"], row[row["metric"]], row["interval"]
     if value is None or interval is None:
         return f"{metric} cannot be computed on these pictures"
-    name, form, unit = {"top1": ("", "{:.1f}", " %"), "auroc": ("AUROC ", "{:.3f}", ""), "r2": ("R² ", "{:.3f}", "")}[metric]
+    name, form, unit = {"top1": ("", "{:.1f}", " %"), "auroc": ("AUROC ", "{:.3f}", ""), "r2": ("R² ", "{:.3f}", ""), "mean_recall": ("mean recall ", "{:.1f}", " %")}[metric]
     doubt = f"; trust it little: {row['interval_doubt']}" if row.get("interval_doubt") else ""
     return f"{name}{form.format(value)}{unit} (95 % interval {form.format(interval[0])} to {form.format(interval[1])}{doubt})"
 
@@ -65,7 +65,7 @@ def shown(row: dict[str, Any]) -> str:
 Figures = Callable[[Tensor], dict[str, Tensor]]  # weights (b, m) of the pictures -> figures (b,)
 
 
-def _intervals(figures: Figures, rounds: Iterator[Tensor]) -> tuple[dict[str, Any], dict[str, list[float] | None]]:
+def estimated(figures: Figures, rounds: Iterator[Tensor]) -> tuple[dict[str, Any], dict[str, list[float] | None]]:
     """Every figure of the pictures as they are, and its 95 % interval over resamples; the first round draws every picture once."""
     plain = {name: float(value[0]) for name, value in figures(next(rounds)).items()}
     drawn: dict[str, list[Tensor]] = {name: [] for name in plain}

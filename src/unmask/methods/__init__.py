@@ -30,6 +30,7 @@ METHODS: dict[str, str] = {
     "adamae": "unmask/methods/adamae.py:AdaMAE",
     "mae_ct": "unmask/methods/mae_ct.py:MAECT",
     "mae_lite": "unmask/methods/mae_lite.py:MAELite",
+    "modern_mae": "unmask/methods/modern_mae.py:ModernMAE",
     "distill": "unmask/methods/distill.py:Distill",
 }
 TOKENIZERS: dict[str, str] = {  # vocabularies that some methods predict, trained by the same loop

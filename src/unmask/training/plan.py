@@ -33,6 +33,7 @@ CPU_TIME = 3600.0  # seconds that a run on a CPU takes at most, where nobody sai
 GPU_SAMPLES = 4_000_000  # pictures seen in a run on a GPU: 400 epochs of ten thousand
 MERGED = 8  # patches a side that a network of stages (Swin, Hiera, ConvNeXt) merges into one feature
 CPU_DEPTH = 6  # blocks of the network on a CPU: half of ViT-Tiny's, which sees twice the pictures in the same time
+CPU_WIDTH = 192  # its width, where a method's own network has another
 SHORT = 20_000  # optimiser steps below which the paper's rate, made for hundreds of thousands, hardly moves the weights
 SHORT_RATE = 2e-3  # learning rate per 256 pictures for such runs: what MAE learned well with on CIFAR-10; no rates have been compared, and of no other method
 INIT_RATE = 0.1  # of the encoder's rate with --init (benchmarks/continued.py)
@@ -51,6 +52,13 @@ def choose(recipe: Recipe, count: int, format: Format, encoder: bool = True) -> 
     said += lines
     reading, lines = readers(recipe.input, device)
     return replace(recipe, trunk=trunk, train=train, input=reading), said + lines
+
+
+def reading(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """Who reads the captions that are given, where nobody said."""
+    if recipe.input.captions is None or vars(recipe.method).get("text", "") is not None:
+        return recipe, []
+    return replace(recipe, method=replace(recipe.method, text="own")), ["method.text own: captions are given, and a small transformer over their words reads them"]
 
 
 def readers(reading: Any, device: str) -> tuple[Any, list[str]]:
@@ -94,7 +102,7 @@ def network(recipe: Recipe, format: Format, device: str, encoder: bool = True) -
     short, most = min(format.size) if format.size else 224, 64 if device == "cpu" else 224
     most = most if trunk.model is None else 224
     own = re.search(r"_patch(\d+)", trunk.model or "")
-    if trunk.model is None and encoder and (network := vars(type(recipe.method)).get("network")):
+    if trunk.model is None and encoder and (network := vars(type(recipe.method)).get("network")) and "patches" in vars(type(recipe.method)):
         least, *larger = vars(type(recipe.method))["patches"]
         patch = trunk.patch_size or max([least, *(size for size in larger if 4 * MERGED * size <= min(trunk.img_size or (short, most)))])
         trunk = replace(trunk, model=network, patch_size=patch)
@@ -110,7 +118,11 @@ def network(recipe: Recipe, format: Format, device: str, encoder: bool = True) -
         if trunk.patch_size is None:
             trunk = replace(trunk, patch_size=patch_for(min(trunk.img_size)))
             said.append(f"patch_size {trunk.patch_size}: {math.prod(side // trunk.patch_size for side in trunk.img_size)} patches a picture")
-        if device == "cpu":
+        if network := vars(type(recipe.method)).get("network"):
+            small = {"width": trunk.width or CPU_WIDTH, "depth": trunk.depth or CPU_DEPTH, "heads": trunk.heads or CPU_WIDTH // 64} if device == "cpu" else {}
+            trunk = replace(trunk, model=network, **small)
+            said.append(f"model {network}: {recipe.name} is made for it" + (f"; {trunk.width} wide with {trunk.depth} blocks, for a CPU" if small else ""))
+        elif device == "cpu":
             depth = trunk.depth or CPU_DEPTH
             trunk = replace(trunk, model="vit_tiny_patch16_224", depth=depth)
             said.append(f"model vit_tiny_patch16_224 with {depth} blocks: small, for a CPU")

@@ -12,6 +12,7 @@ import torch
 
 from unmask import seeds
 from unmask.data.loader import Pictures
+from unmask.data.pairs import Captioned, learnt
 from unmask.data.sources import Source, open_source
 from unmask.data.statistics import Format, survey
 from unmask.encoders.build import sizes_of
@@ -24,6 +25,7 @@ from unmask.model import Learner, Predict
 from unmask.recipe import Recipe
 from unmask.run.folder import RunFolder
 from unmask.settings import Crops
+from unmask.text import OWN, learn_words, reader_of
 from unmask.training import plan
 from unmask.training.finish import conclude, trunk_of
 from unmask.training.monitor import Monitor
@@ -35,18 +37,19 @@ class Pretraining(Task):
     """An encoder from pictures without labels."""
 
     def prepare(self, recipe: Recipe) -> Prepared:
+        recipe, reading = plan.reading(recipe)
         source = opened(recipe)
         format = measured(recipe, source)
         recipe, said = plan.choose(started(recipe), len(source), format)
-        said = [f"{len(source):,} pictures in {recipe.data}", *source.said, *format.said, *said]
-        kept = described(source, format)
+        said = [f"{len(source):,} pictures in {recipe.data}", *reading, *source.said, *format.said, *said]
+        kept = described(recipe, source, format)
         learner, filled = begun(recipe, kept)
         said += filled
         recipe, more = plan.sized(recipe, learner)
         said += more
         recipe, more = plan.viewed(recipe, learner)
         said += more
-        pace = plan.pace(learner, pictures_of(recipe, source, format, None), recipe.train, recipe.input.workers or 0)
+        pace = plan.pace(learner, pictures_of(recipe, source, kept, None), recipe.train, recipe.input.workers or 0)
         recipe, more = plan.paced(recipe, pace)
         said += more
         recipe, more = plan.quickened(recipe)
@@ -55,7 +58,7 @@ class Pretraining(Task):
 
     def keep(self, recipe: Recipe, data: Any = None) -> dict[str, Any]:
         source = opened(recipe, data)
-        return described(source, measured(recipe, source))
+        return described(recipe, source, measured(recipe, source))
 
     def fingerprint(self, recipe: Recipe, data: Any = None) -> tuple[str, int]:
         source = opened(recipe, data)
@@ -65,11 +68,11 @@ class Pretraining(Task):
         return begun(recipe, kept)[0]
 
     def feed(self, recipe: Recipe, kept: Mapping[str, Any], data: Any = None, quarantine: Path | None = None) -> Pictures:
-        return pictures_of(recipe, opened(recipe, data), format_of(kept), quarantine)
+        return pictures_of(recipe, opened(recipe, data), kept, quarantine)
 
     def metadata(self, recipe: Recipe, kept: Mapping[str, Any], learner: Learner) -> dict[str, str]:
         trunk = learner.handed()
-        return ({} if trunk is None else describe(trunk, statistics_of(recipe, kept))) | metadata_of(recipe.method, recipe.name, **words_of(recipe))
+        return ({} if trunk is None else describe(trunk, statistics_of(recipe, kept))) | metadata_of(recipe.method, recipe.name, **words_of(recipe, kept))
 
     def watch(self, recipe: Recipe, learner: Learner, feed: Any, folder: RunFolder, device: torch.device, progress: Progress) -> Watch:
         return Monitor(learner, feed, folder.pictures, recipe.train, device, progress, untrained=recipe.trunk.init is None)
@@ -89,8 +92,14 @@ class Pretraining(Task):
 
 
 def opened(recipe: Recipe, data: Any = None) -> Source:
-    """DATA as numbered samples; `data`: what it is, where the recipe cannot say it."""
-    return open_source(recipe.data if data is None else data, recipe.input)
+    """DATA as numbered samples, with their captions where the method reads them; `data`: what it is, where the recipe cannot say it."""
+    source = open_source(recipe.data if data is None else data, recipe.input)
+    return source if reads(recipe) is None else learnt(source, recipe.input.captions)
+
+
+def reads(recipe: Recipe) -> str | None:
+    """Who reads captions, of methods that have a word for it."""
+    return vars(recipe.method).get("text")
 
 
 def measured(recipe: Recipe, source: Source) -> Format:
@@ -99,9 +108,12 @@ def measured(recipe: Recipe, source: Source) -> Format:
     return survey(source, recipe.trunk.in_chans, reading.normalize, recipe.train.seed, reading.max_bad_share, reading.tile, reading.window)
 
 
-def described(source: Source, format: Format) -> dict[str, Any]:
+def described(recipe: Recipe, source: Source, format: Format) -> dict[str, Any]:
     """What data.json keeps, which a resumed run trusts more than a second look at the pictures."""
-    return {"count": len(source), "fingerprint": source.fingerprint, "statistics": format.as_dict()}
+    kept = {"count": len(source), "fingerprint": source.fingerprint, "statistics": format.as_dict()}
+    if source.captions is None or reads(recipe) != OWN:
+        return kept
+    return kept | {"vocabulary": learn_words(source.captions.words)}
 
 
 def format_of(kept: Mapping[str, Any]) -> Format:
@@ -114,10 +126,12 @@ def statistics_of(recipe: Recipe, kept: Mapping[str, Any]) -> dict[str, Any]:
     return {name: kept["statistics"].get(name) for name in ("mean", "std", "low", "high", "window")} | {"tile": recipe.input.tile}
 
 
-def pictures_of(recipe: Recipe, source: Source, format: Format, quarantine: Path | None) -> Pictures:
+def pictures_of(recipe: Recipe, source: Source, kept: Mapping[str, Any], quarantine: Path | None) -> Pictures:
     """The pictures of a run, as it reads them."""
     size, reading = recipe.trunk.img_size, recipe.input
-    return Pictures(source, format, recipe.views, size, recipe.train.seed, reading.max_bad_share, quarantine, reading.tile)
+    words = (source, format_of(kept), recipe.views, size, recipe.train.seed, reading.max_bad_share, quarantine, reading.tile)
+    text = reads(recipe)
+    return Pictures(*words) if text is None else Captioned(reader_of(text, kept.get("vocabulary", ()), recipe.method.text_length), *words)
 
 
 def started(recipe: Recipe) -> Recipe:
@@ -138,7 +152,7 @@ def begun(recipe: Recipe, kept: Mapping[str, Any]) -> tuple[Learner, list[str]]:
     """The learner of step 0, and a line for each thing that `--init` put into it or left out."""
     seeds.reseed(recipe.train.seed, "init")
     method = find(recipe.name)(**vars(recipe.method))  # the recipe's own was made without importing its file
-    learner = method.build(**words_of(recipe))
+    learner = method.build(**words_of(recipe, kept))
     trunk, init, said = trunk_of(learner), recipe.trunk.init, list[str]()
     if init is not None:
         if trunk is None:
@@ -151,8 +165,8 @@ def begun(recipe: Recipe, kept: Mapping[str, Any]) -> tuple[Learner, list[str]]:
     return learner, said
 
 
-def words_of(recipe: Recipe) -> dict[str, Any]:
+def words_of(recipe: Recipe, kept: Mapping[str, Any]) -> dict[str, Any]:
     """What `method.build` is called with."""
     trunk = recipe.trunk
     sizes = {name: getattr(trunk, name) for name in ("width", "depth", "heads") if getattr(trunk, name) is not None}
-    return {"model": trunk.model, "img_size": trunk.img_size, "in_chans": trunk.in_chans, "patch_size": trunk.patch_size, **sizes}
+    return {"model": trunk.model, "img_size": trunk.img_size, "in_chans": trunk.in_chans, "patch_size": trunk.patch_size, **sizes, **{name: kept[name] for name in ("vocabulary",) if name in kept}}

@@ -34,9 +34,9 @@ class Tokenizing(Pretraining):
         source = opened(recipe)
         format = measured(recipe, source)
         recipe, said = plan.choose(recipe, len(source), format, encoder=bool(vars(type(recipe.method)).get("network")))
-        kept = described(source, format)
+        kept = described(recipe, source, format)
         learner = self.build(recipe, kept)
-        pace = plan.pace(learner, pictures_of(recipe, source, format, None), recipe.train, recipe.input.workers or 0)
+        pace = plan.pace(learner, pictures_of(recipe, source, kept, None), recipe.train, recipe.input.workers or 0)
         recipe, more = plan.paced(recipe, pace)
         recipe, rate = plan.quickened(recipe)
         said = [f"{len(source):,} pictures in {recipe.data}", *source.said, *format.said, *said, *more, *rate, *learner.notes()]
