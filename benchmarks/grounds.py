@@ -59,6 +59,7 @@ OWN: dict[str, dict[str, Any]] = {  # on a CPU's networks: what a method's parts
     "cae": {"method.regressor": 2, "method.decoder": 1},
     "adamae": {"method.decoder_width": 64, "method.decoder_depth": 1, "method.dropout": 0.0},
     "hiera_mae": STAGES | {"width": 24, "method.decoder_width": 64, "method.decoder_depth": 1},
+    "modern_mae": {"model": "vit_small_plus_patch16_dinov3", "method.decoder_width": 64, "method.decoder_depth": 1},
     "fcmae": STAGES | {"width": 16, "method.decoder_width": 64},
 }
 VOCABULARIES: dict[str, dict[str, Any]] = {  # on a CPU: how small tokenizers are
@@ -76,7 +77,7 @@ NEEDS: dict[str, tuple[str, str]] = {  # what a method learns from, trained befo
     "beit2": ("method.tokenizer", "vqkd"),
     "vqkd": ("teacher", "mae"),
 }
-WORTH = ("mae", "ibot", "simmim", "ijepa", "beit", "maskfeat", "data2vec", "dino", "crossmae", "beit2", "eva", "milan", "data2vec2", "bootmae", "cae", "pixio", "aim", "dae", "igpt", "mocov3", "simclr", "mae_ct", "mae_lite", "distill", "adamae", "hiera_mae", "fcmae", "dinov2")
+WORTH = ("mae", "ibot", "simmim", "ijepa", "beit", "maskfeat", "data2vec", "dino", "crossmae", "beit2", "eva", "milan", "data2vec2", "bootmae", "cae", "pixio", "aim", "dae", "igpt", "mocov3", "simclr", "mae_ct", "mae_lite", "distill", "adamae", "hiera_mae", "fcmae", "modern_mae", "dinov2")
 JUDGED = {"small": (10_000, 5_000)}  # pictures that teach and judge, where a budget does not take all
 FEW = 5  # pictures of a class in a dry run
 

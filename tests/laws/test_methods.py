@@ -34,6 +34,7 @@ from unmask.methods.mae_lite import MAELite
 from unmask.methods.maskfeat import MaskFeat
 from unmask.methods.milan import MILAN
 from unmask.methods.mocov3 import MoCoV3
+from unmask.methods.modern_mae import ModernMAE
 from unmask.methods.pixio import Pixio
 from unmask.methods.simclr import SimCLR
 from unmask.methods.simmim import SimMIM
@@ -49,6 +50,7 @@ from unmask.testing import (
     check_saving,
     pictures,
 )
+from unmask.text import Words
 
 METHODS = {  # the method, its patch, views a sample, local views a sample
     "mae": (MAE(), 8, 1, 0),
@@ -88,6 +90,8 @@ METHODS = {  # the method, its patch, views a sample, local views a sample
     "data2vec, on Beit": (Data2Vec(drop_path=0, attention_dropout=0), 8, 1, 0),
     "eva, on EVA-02": (EVA(teacher="random:vit_tiny_patch16_224"), 8, 1, 0),
     "data2vec2, on its own": (Data2Vec2(masks=2, decoder_noise=0), 8, 1, 0),
+    "modern_mae": (ModernMAE(), 4, 1, 0),
+    "modern_mae, captions": (ModernMAE(target="both", teacher="random:vit_tiny_patch16_224", text="own", text_length=6, text_depth=1, embedding=16), 4, 1, 0),
     "mocov3": (MoCoV3(hidden=32, out=16), 8, 2, 0),
     "simclr": (SimCLR(out=16, temperature=0.5), 8, 2, 0),
 }
@@ -101,10 +105,14 @@ NETWORKS = {  # methods that want another network than `SMALL`
     "data2vec, on Beit": {"model": "beit_base_patch16_224"},
     "eva, on EVA-02": {"model": "eva02_base_patch14_224"},
     "data2vec2, on its own": {"model": "data2vec2_tiny_patch16_224"},
+    "modern_mae": {"model": "vit_small_plus_patch16_dinov3"},
+    "modern_mae, captions": {"model": "vit_small_plus_patch16_dinov3", "vocabulary": ["a", "dog", "cat", "hill"]},
 }
 CODED = {"beit", "beit, on Beit", "beit2", "cae"}  # methods that predict the codes of a tokenizer
+CAPTIONED = {"modern_mae, captions"}  # methods that are given sentences as well
+SAID = ["a dog", "a cat on a hill", "hill", "cat and dog", "a hill of seven cats and a dog", "nothing", "dog a", "cat hill"]
 BALANCED = {"dino", "ibot", "dinov2", "dinov2, Sinkhorn"}  # methods whose teacher is balanced over a batch
-MOVING = {"mae, raw pixels, a moving ratio": 2, "ijepa": 2}  # graphs: the second has the lengths as variables
+MOVING = {"mae, raw pixels, a moving ratio": 2, "ijepa": 2, "modern_mae": 2, "modern_mae, captions": 2}  # graphs: the second has the lengths as variables
 TRUNKS = [  # one of every kind of places and prefix
     "vit_small_patch14_reg4_dinov2",
     "deit3_small_patch16_224",
@@ -118,6 +126,8 @@ TRUNKS = [  # one of every kind of places and prefix
 def signal(name: str, img_size=(32, 32), in_chans=3, samples=4, make=pictures):
     _, _, views, local = METHODS[name]
     x = make(views * samples, in_chans, img_size)
+    if name in CAPTIONED:
+        return {"images": x, "text": Words(NETWORKS[name]["vocabulary"], METHODS[name][0].text_length)(SAID[:samples])}
     return {"global": x, "local": F.resize(make(local * samples, in_chans, img_size, seed=1), [side // 2 for side in img_size])} if local else x
 
 
