@@ -19,7 +19,7 @@ from unmask.methods.modern_mae import ModernMAE
 from unmask.settings import Ratio
 from unmask.testing import SMALL, pictures
 from unmask.text import Paired, Words
-from unmask.training import loop
+from unmask.training import step
 
 TRUNK = "vit_small_plus_patch16_dinov3"
 BUILD = SMALL | {"model": TRUNK, "img_size": (32, 32), "patch_size": 4}
@@ -127,7 +127,7 @@ def test_a_run_with_captions_keeps_its_words_and_its_encoder_knows_none(run, fli
 
 def stopped(monkeypatch, out, data, **more):
     """A run that a signal stops in its third step."""
-    real, steps = loop.clip, list[int]()
+    real, steps = step.clip, list[int]()
 
     def clip(*words):
         steps.append(1)
@@ -136,7 +136,7 @@ def stopped(monkeypatch, out, data, **more):
         return real(*words)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "clip", clip)
+        patch.setattr(step, "clip", clip)
         with pytest.raises(Interrupted):
             unmask.pretrain("modern_mae", str(data), out=out, **FEW, steps=6, checkpoint_every=3, **more)
 
