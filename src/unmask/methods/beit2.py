@@ -35,7 +35,7 @@ class BEiT2:
 
     sentence = "replace 38 % of the picture, in blocks, by a token; predict what a tokenizer, taught by an encoder, calls the patches under them, also through the class token"
     source = "Peng et al. 2022, arXiv:2208.06366"
-    standing = "experimental"
+    standing = "proven: CIFAR-10, 100,000 pictures seen, kNN 34.2 (30.2) and linear 46.7 (40.5) %; in brackets random weights (docs/evidence.md)"
     paper = Train(epochs=1600, batch_size=2048, base_lr=1.875e-4, min_lr=1e-5, warmup_epochs=10, weight_decay=0.05, betas=(0.9, 0.999), clip=3.0)
     views = Views(scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, interpolation="bicubic")  # beit2/datasets.py; its colour jitter of .4 is left out
     row = ("patches", "block .4", "token", "linear + patch-aggregation head", "VQ-KD codes → CE")
