@@ -149,3 +149,15 @@ def test_one_of_several_captions_is_a_function_of_seed_epoch_and_sample(folder, 
     assert once == drawn(0) and once == drawn(0, workers=2) and once[5:] == drawn(0, start=5, steps=7)
     assert once != drawn(1)
     assert len({caption for batch in once for caption in batch}) == 3, "in twelve passes every caption is read"
+
+
+def test_inspect_counts_what_is_said(folder, tmp_path):
+    from unmask.data.inspect import inspect, lines
+
+    report = inspect(str(folder), captions=file_of(tmp_path, "csv"), workers=1)
+    told = report["captions"]
+    assert (told["captions"], told["pictures"], told["per_picture"], told["words"], told["shared"]) == (5, 3, "0 to 2 (median 1)", "2 to 3 (median 3)", 0)
+    assert "captions   5 of 3 pictures" in "\n".join(lines(report))
+    assert inspect(str(folder), workers=1)["captions"] is None
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    assert inspect(str(folder), workers=1)["captions"]["captions"] == 5

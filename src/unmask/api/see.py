@@ -79,6 +79,7 @@ class ShowViews:
 class Inspect(Labelled):
     """A check of pictures before they train."""
 
+    captions: str | None = None  # JSON lines, CSV, TSV or parquet with paths and captions; not given: captions.jsonl in DATA, if there is one
     tile: int | None = None  # look at a window of this side of pictures that are larger
     window: Window | None = None  # grey values from black to white: see `unmask pretrain mae --help`
     workers: int | None = None  # pictures that are read at once; not given: chosen for the machine
@@ -196,7 +197,7 @@ def inspect(data: Any, **settings: Any) -> dict[str, Any]:
         if sys.stderr.isatty():
             print(f"\r{done:,} of {total:,}", end="" if done < total else "\r\033[K", file=sys.stderr, flush=True)
 
-    found = inspect.inspect(data, asked, asked.tile, asked.window, asked.workers, progress=told)
+    found = inspect.inspect(data, asked, asked.tile, asked.window, asked.workers, progress=told, captions=asked.captions)
     print("\n".join(inspect.lines(found)))
     return found
 

@@ -49,15 +49,17 @@ def inspect(
     workers: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    captions: str | None = None,
 ) -> dict[str, Any]:
     """A JSON-able report on every sample of DATA (a word or a Source). Exact duplicates are of equal decoded pixels.
 
-    Of several frames the middle one is looked at, with `tile` of a larger picture the middle window.
+    Of several frames the middle one is looked at, with `tile` of a larger picture the middle window. `captions`: a file of them; captions.jsonl in DATA is found without.
 
     `workers`: threads (Pillow decodes outside Python's lock); `progress(done, total)` is called now and then.
     """
     began = time.perf_counter()
     source = data if isinstance(data, Source) else open_source(data, labels)
+    spoken = _spoken(source, captions)  # refused before anything is looked at
     seen: dict[int, _Seen] = {}
     bad: list[dict[str, str]] = []
     with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
@@ -77,6 +79,7 @@ def inspect(
     report["constant"] = [source.name(index) for index, look in seen.items() if look.constant]
     report["duplicates"] = _duplicates(source, seen)
     report["labels"], report["balance"] = _labels(source), source.labels.said() if source.labels is not None else []
+    report["captions"] = spoken
     try:
         report["format"] = survey(source, seed=seed, tile=tile, window=window).as_dict()
     except Refused as error:
@@ -156,6 +159,29 @@ def _labels(source: Source) -> dict[str, int] | None:
     return named | ({"(no label)": unknown} if unknown else {})
 
 
+def _spoken(source: Source, path: str | None) -> dict[str, Any] | None:
+    """What is said of the pictures; None where nothing is."""
+    from unmask.data.pairs import captions_of, holds_captions
+    from unmask.text import words_of
+
+    if path is None and not holds_captions(source):
+        return None
+    captions, said = captions_of(source, path)
+    counts, texts = captions.counts, list(captions.words)
+    spoken = [words_of(text) for text in texts]
+    vocabulary = Counter(word for words in spoken for word in words)
+    lengths = np.array([len(words) for words in spoken])
+    found = {"captions": len(texts), "pictures": int((counts > 0).sum()), "said": said, "per_picture": _from_to(counts), "words": _from_to(lengths)}
+    shared = len(texts) - len(set(texts))
+    return found | {"vocabulary": len(vocabulary), "known": sum(count > 1 for count in vocabulary.values()), "shared": shared}
+
+
+def _from_to(numbers: np.ndarray) -> str:
+    """The least and the largest, and the one in the middle."""
+    low, middle, high = (int(n) for n in (numbers.min(), np.median(numbers), numbers.max()))
+    return f"{low}" if low == high else f"{low} to {high} (median {middle})"
+
+
 def lines(report: dict[str, Any], most: int = 20) -> list[str]:
     """The report in words; every bad sample is named, of constant pictures and duplicates the first `most`."""
     bad, extra = report["bad"], sum(len(group) - 1 for group in report["duplicates"])
@@ -171,6 +197,9 @@ def lines(report: dict[str, Any], most: int = 20) -> list[str]:
         out += [f"as input   {said}" for said in report["format"]["said"]]
     if report["labels"]:
         out += [f"labels     {_counted(report['labels'])}", *(f"           {line}" for line in report["balance"])]
+    if told := report["captions"]:
+        out += [f"captions   {line.removeprefix('captions: ')}" for line in told["said"]]
+        out.append("           {per_picture} a picture, {words} words each; {vocabulary:,} words, {known:,} of them twice or more; {shared:,} captions stand for several pictures".format(**told))
     out.append(f"duplicates {len(report['duplicates']):,} groups of equal pictures, {extra:,} could go")
     out += ["    " + " = ".join(group[:4]) + (" …" if len(group) > 4 else "") for group in report["duplicates"][:most]]
     out.append(f"constant   {len(report['constant']):,} pictures of one single value")

@@ -149,17 +149,30 @@ def _grouped(table: Table, named: str, first: int, where: str) -> Rows:
     return list(texts), list(texts.values()), list(parts.values()) if part else None, doubled
 
 
+def holds_captions(source: Source) -> bool:
+    """Whether DATA holds a captions.jsonl: a `.txt` beside a picture may be anything."""
+    if isinstance(source, Tars):
+        return any(os.path.basename(name) == INSIDE for name in _beside(source, read=False))
+    return isinstance(source, Files) and bool(source.root) and os.path.isfile(os.path.join(source.root, INSIDE))
+
+
+def _beside(source: Tars, read: bool = True) -> dict[str, bytes]:
+    """What the texts among the members of an archive hold, by shard and name."""
+    found = dict[str, bytes]()
+    for shard in source.shards:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                name = os.path.normpath(member.name.lstrip("/"))
+                if member.isreg() and (os.path.basename(name) == INSIDE or extension(name) == ".txt"):
+                    file = tar.extractfile(member) if read else None
+                    found[f"{shard}/{name}"] = file.read() if file else b""
+    return found
+
+
 def _inside(source: Source) -> Any:
     """The rows of `captions.jsonl` in DATA, or the Captions that `.txt` files beside the pictures say; None where there are neither."""
     if isinstance(source, Tars):
-        beside = dict[str, bytes]()
-        for shard in source.shards:
-            with tarfile.open(shard, "r:") as tar:
-                for member in tar:
-                    name = os.path.normpath(member.name.lstrip("/"))
-                    if member.isreg() and (os.path.basename(name) == INSIDE or extension(name) == ".txt"):
-                        file = tar.extractfile(member)
-                        beside[f"{shard}/{name}"] = file.read() if file else b""
+        beside = _beside(source)
         files = [text for name, text in beside.items() if os.path.basename(name) == INSIDE]
         if files:
             return _grouped(*_lines(b"\n".join(files).splitlines(), INSIDE), INSIDE)
