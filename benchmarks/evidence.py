@@ -101,16 +101,29 @@ def results(folder: Path = RESULTS) -> list[Result]:
 
 
 def standing(found: list[Result], method: str) -> str:
-    """How far a method is proven, as its class says it: by the result that learned, else by the longest that did not."""
-    own = [result for result in found if result.entry["method"] == method and not result.entry["question"]]
+    """How far a method is proven, as its class says it: by the result that learned, else by one with a setting changed that did, else by the longest that did not."""
+    asked = [result for result in found if result.entry["method"] == method]
+    own = [result for result in asked if not result.entry["question"]]
     if not own:
         return "experimental"
     result = max(own, key=lambda result: (result.learns, result.pictures))
-    figures = [f"{word} {pair(result, protocol)}" for protocol, word in (("knn", "kNN"), ("linear", "linear"))]
+    varied = max((one for one in asked if one.entry["question"] and one.learns), key=lambda one: one.pictures, default=None)
+    if result.learns or varied is None:
+        return f"{'proven' if result.learns else 'experimental'}: {figures(result)} (docs/evidence.md)"
+    changed = next(entry.changes for entry in EXPERIMENTS if (entry.method, entry.variant) == (method, varied.entry["variant"]))
+    words = " ".join(f"--{name} {value}" for name, value in changed.items())
+    return f"proven with {words}: {figures(varied)}, as the paper has it {both(result)} (docs/evidence.md)"
+
+
+def figures(result: Result) -> str:
+    """One run in half a sentence: what it learned from, and what it is worth beside its baselines."""
     tuned = [f"fine-tuned {pair(result, name, below='from scratch')}" for name in result.further if name.startswith("finetune")][:1]
     data = DATA_NAMES.get(result.entry["data"], result.entry["data"])
-    said = f"{data}, {result.pictures:,} pictures seen, {' and '.join(figures + tuned)} %; in brackets random weights{', or from scratch' * bool(tuned)}"
-    return f"{'proven' if result.learns else 'experimental'}: {said} (docs/evidence.md)"
+    return f"{data}, {result.pictures:,} pictures seen, {' and '.join([both(result), *tuned])} %; in brackets random weights{', or from scratch' * bool(tuned)}"
+
+
+def both(result: Result) -> str:
+    return " and ".join(f"{word} {pair(result, protocol)}" for protocol, word in (("knn", "kNN"), ("linear", "linear")))
 
 
 def figure(row: dict[str, Any] | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,17 @@ def test_learning_is_above_the_random_encoder_beyond_both_intervals(evidence):
     assert not result(evidence, trained_knn=(31, 33)).learns
     assert result(evidence, trained_knn=(20, 21), random_knn=(28, 30), **{"trained_finetune-10": (44, 46), "from scratch_finetune-10": (30, 32)}).learns
     assert not result(evidence, **{"trained_finetune-10": (31, 33), "from scratch_finetune-10": (30, 32)}).learns
+
+
+def test_a_setting_that_makes_a_method_learn_is_named(evidence):
+    def run(figures, question="", variant=""):
+        entry = {"method": "data2vec", "variant": variant, "question": question, "data": "cifar10", "budget": "small", "seed": 0}
+        return replace(result(evidence, **figures), entry=entry, loss={"steps": 100}, settings={"batch_size": 10})
+
+    plain = {"trained_knn": (29, 31), "random_knn": (28, 30), "trained_linear": (40, 42), "random_linear": (39, 41)}
+    better = plain | {"trained_knn": (34, 36)}
+    asked = {"question": "what data2vec's teacher says", "variant": "instance"}
+    assert evidence.standing([run(plain)], "data2vec").startswith("experimental: CIFAR-10")
+    assert evidence.standing([run(plain), run(plain, **asked)], "data2vec").startswith("experimental: CIFAR-10")
+    assert evidence.standing([run(plain), run(better, **asked)], "data2vec").startswith("proven with --method.norm instance: CIFAR-10")
+    assert evidence.standing([run(better), run(better, **asked)], "data2vec").startswith("proven: CIFAR-10")
