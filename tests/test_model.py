@@ -75,6 +75,9 @@ def test_the_loss_is_the_sum_of_its_parts():
     learner.objectives = torch.nn.ModuleDict({"ones": again, "twos": again})
     parts = learner(x, torch.rand(2, 16))
     assert list(parts) == ["ones", "twos", "loss"] and parts["loss"].isclose(parts["ones"] + parts["twos"])
+    learner.objectives["ones"] = Predict(Linear(48, 3), Ones(), losses.l1, also=lambda step: step.each.sum(), named="threes")
+    parts = learner(x, torch.rand(2, 16))
+    assert list(parts) == ["ones", "threes", "twos", "loss"] and parts["loss"].isclose(parts["ones"] + parts["twos"] + parts["threes"])
 
 
 

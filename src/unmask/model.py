@@ -57,7 +57,7 @@ class Learner(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Signal, noise: Tensor | None = None, mask: Mask | None = None, rows: Tensor | None = None) -> dict[str, Tensor]:
-        """The loss under `"loss"`, and its parts.
+        """The loss under `"loss"`, and its parts by their names, which add up to it.
 
         `noise` (samples, draws) lies in [0, 1); without it fresh numbers are drawn. Where `x` is a part of a step's batch,
         `noise` is that of the whole batch and `rows` (B,) says which of its rows belong to `x`: some masks draw once a batch.
@@ -147,8 +147,8 @@ class Objective(nn.Module, ABC):
     note: str = ""
 
     @abstractmethod
-    def forward(self, features: Features, mask: Mask | None, x: Signal, encoder: nn.Module) -> Tensor:
-        """A scalar. It may call `encoder` on further entries of `x`."""
+    def forward(self, features: Features, mask: Mask | None, x: Signal, encoder: nn.Module) -> Tensor | dict[str, Tensor]:
+        """A scalar, or several by their names, where it has parts ("": its own name). It may call `encoder` on further entries of `x`."""
 
     def baselines(self, x: Signal) -> dict[str, float]:
         """The loss of answers that need no network, by their names, where nothing is hidden behind a mask."""
@@ -177,7 +177,7 @@ class Predict(Objective):
     """Predict the target of what is masked.
 
     `through(features, mask)`: what stands between encoder and decoder, where that is more than nothing (CAE's regressor). `also(step)`: a further
-    scalar that needs what the step has found, where finding it twice would cost much. `weigh`: what each hidden patch counts (B, M), where not all
+    scalar that needs what the step has found, where finding it twice would cost much, and `named` what it is called. `weigh`: what each hidden patch counts (B, M), where not all
     count alike; the mean is not divided by it.
     """
 
@@ -189,10 +189,11 @@ class Predict(Objective):
         also: Callable[[Step], Tensor] | None = None,
         weigh: Callable[[Mask], Tensor] | None = None,
         through: Callable[[Features, Mask], Features] | None = None,
+        named: str = "also",
     ):
         super().__init__()
         self.through, self.decoder, self.target, self.loss = through, decoder, target, loss
-        self.also, self.weigh, self.note = also, weigh, target.note
+        self.also, self.weigh, self.named, self.note = also, weigh, named, target.note
 
     def begin(self, encoder):
         self.target.begin(encoder)
@@ -207,7 +208,7 @@ class Predict(Objective):
         truth = self.target(first(x))  # (B, N, out), or codes (B, N)
         each = self.loss(prediction, mask.masked(truth))  # (B, M)
         loss = mask.mean(each if self.weigh is None else each * self.weigh(mask))
-        return loss if self.also is None else loss + self.also(Step(features, mask, first(x), truth, encoder, self.decoder, each))
+        return loss if self.also is None else {"": loss, self.named: self.also(Step(features, mask, first(x), truth, encoder, self.decoder, each))}
 
 
 class MaskedModel(Learner):
@@ -255,9 +256,7 @@ class MaskedModel(Learner):
         if noise.shape[1] != self.draws(x):
             raise ValueError(f"noise of {noise.shape[1]} numbers a sample where {self.draws(x)} are wanted")
         noise = noise.reshape(samples, self.views, self.masks, -1).transpose(0, 1).flatten(0, 2)  # (views·samples·masks, draws)
-        own = None
-        if rows is not None:
-            own = torch.arange(len(noise), device=noise.device).reshape(self.views, samples, self.masks)[:, rows].flatten()
+        own = None if rows is None else torch.arange(len(noise), device=noise.device).reshape(self.views, samples, self.masks)[:, rows].flatten()
         if self.scores is not None:
             scores = self.scores(seen).repeat_interleave(self.masks, 0)  # (views·b·masks, N)
             return self.masking(self.encoder.grid(seen), noise if own is None else noise[own], scores)
@@ -268,7 +267,10 @@ class MaskedModel(Learner):
         if mask is None:
             mask = self.draw_mask(x, noise, rows)
         features = self.encoder(self.encoder.take(x), mask)
-        losses = {name: objective(features, mask, x, self.encoder) for name, objective in self.objectives.items()}
+        losses: dict[str, Tensor] = {}
+        for name, objective in self.objectives.items():
+            found = objective(features, mask, x, self.encoder)
+            losses |= {part or name: value for part, value in found.items()} if isinstance(found, dict) else {name: found}
         return losses | {"loss": torch.stack(list(losses.values())).sum()}
 
     def after_step(self, progress):

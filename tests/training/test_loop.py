@@ -58,6 +58,14 @@ class Average(Learner):
         self.seen += 1
 
 
+class Parted(Average):
+    """A loss of two parts."""
+
+    def forward(self, x, noise=None, mask=None, rows=None):
+        loss = super().forward(x, noise, mask, rows)["loss"]
+        return {"loss": loss, "near_by": loss / 4, "far": 3 * loss / 4}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     before = torch.get_num_threads()
@@ -158,6 +166,16 @@ def test_without_a_complete_checkpoint_it_starts_at_step_0(tmp_path, monkeypatch
 def test_the_rate_follows_the_schedule_from_zero(tmp_path, data):
     rates = [row["lr"] for row in rows_of(go(tmp_path / "run", Average(), data))]
     assert rates[0] == 0 and max(rates) <= 1e-3 and rates[-1] < rates[len(rates) // 2]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_each_part_of_a_loss_is_written_under_its_name(tmp_path, data, accumulate):
+    folder = go(tmp_path / "run", Parted(), data, replace(SETTINGS, accumulate=accumulate))
+    for row in rows_of(folder):
+        assert row["loss.near_by"] == pytest.approx(row["loss"] / 4) and row["loss.far"] + row["loss.near_by"] == pytest.approx(row["loss"])
+    assert " = near by " in (folder.path / "log.txt").read_text()
+    alone = go(tmp_path / "alone", Average(), data)
+    assert not any(name.startswith("loss.") for row in rows_of(alone) for name in row) and " = " not in (alone.path / "log.txt").read_text()
 
 
 def test_accumulation_changes_nothing_but_rounding(tmp_path, data):

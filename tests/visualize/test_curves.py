@@ -76,6 +76,14 @@ def test_losses_of_different_kinds_share_no_axis(runs, tmp_path):
     assert titles["Validation accuracy, %"] == ["tuned"] and titles["Validation accuracy, %, averaged weights"] == ["tuned"]
 
 
+def test_each_part_of_a_loss_has_a_chart(tmp_path):
+    path = run_folder(tmp_path / "run", falling(30), config={"method": "cae"}, **{"loss.codes": 0.7, "loss.alignment": 0.1})
+    other = run_folder(tmp_path / "other", falling(30), config={"method": "beit2"}, **{"loss.codes": 0.6})
+    assert [chart.title for chart, _ in present({"a": Run.read(path)})][:3] == ["Loss", "Loss, its codes", "Loss, its alignment"]
+    titles = {chart.title: list(having) for chart, having in present({"a": Run.read(path), "b": Run.read(other)})}
+    assert titles["Loss, its codes of cae"] == ["a"] and titles["Loss, its codes of beit2"] == ["b"] and titles["Loss, its alignment"] == ["a"]
+
+
 def test_a_skipped_step_is_marked(tmp_path):
     path = run_folder(tmp_path / "run", falling(30), every={7: {"skipped": True}})
     assert "step 7 was skipped" in svg(LOSS, {"a": Run.read(path)})

@@ -82,7 +82,7 @@ class AdaMAE:
         for part in (encoder, decoder, sampler):
             mae_init(part)
         fix_places(encoder.trunk)
-        predict = Predict(decoder, Pixels(encoder.patch, by_channel="unbiased"), losses.mse, also=sampler)
+        predict = Predict(decoder, Pixels(encoder.patch, by_channel="unbiased"), losses.mse, also=sampler, named="sampling")
         return MaskedModel(encoder, self.strategy(grid, encoder.patch), {"pixels": predict}, scores=sampler.shown)
 
 

@@ -80,7 +80,7 @@ class BEiT2:
         drop_path(encoder, self.drop_path)
         if also is not None:
             also.drop_path([self.drop_path * (early + i) / max(depth - 1, 1) for i in range(self.aggregation)])
-        predict = Predict(decoder, target, losses.cross_entropy, also)
+        predict = Predict(decoder, target, losses.cross_entropy, also, named="aggregation")
         masking = self.strategy(encoder.own_grid, encoder.patch)
         return MaskedModel(encoder, masking, {"codes": predict}, undecayed=("cls_token", "pos_embed"), pooling="cls" if also else "avg")
 

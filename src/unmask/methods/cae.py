@@ -86,7 +86,7 @@ class CAE:
             encoder.trunk.pos_embed.copy_(torch.cat([encoder.trunk.pos_embed[:, : -len(table(grid, size.width))], table(grid, size.width)[None]], dim=1))
         drop_path(encoder, self.drop_path)
         also = Alignment(adapted(encoder.trunk), self.alignment) if self.alignment else None
-        predict = Predict(decoder, target, losses.cross_entropy, also, through=regressor)
+        predict = Predict(decoder, target, losses.cross_entropy, also, through=regressor, named="alignment")
         masking = self.strategy(grid, encoder.patch)
         return MaskedModel(encoder, masking, {"codes": predict}, undecayed=("cls_token", "pos_embed"), pooling="cls")
 

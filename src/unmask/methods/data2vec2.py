@@ -84,7 +84,7 @@ class Data2Vec2:
         also = Whole(self.cls_weight) if encoder.trunk.cls_token is not None and self.cls_weight else None
         masking = self.strategy(encoder.own_grid, encoder.patch)
         masks = self.masks or (16 if width >= 768 else 4)
-        return MaskedModel(encoder, masking, {"features": Predict(decoder, teacher, losses.summed_square, also)}, masks=masks)
+        return MaskedModel(encoder, masking, {"features": Predict(decoder, teacher, losses.summed_square, also, named="class_token")}, masks=masks)
 
 
 class Branches(ViT):

@@ -81,8 +81,8 @@ class Tokenizing(VocabularyLearner):
         pixels = self.pixels(first(x))
         logits = self.tokenizer.logits(pixels).float()  # (B, K, h, w)
         painted = -self.tokenizer.likelihood(soft(logits, self.temperature, gumbel), pixels).mean()
-        spread = divergence(logits).mean() / (self.tokenizer.stride**2 * self.tokenizer.in_chans)  # both a number of the picture
-        return {"loss": painted + self.weight * spread, "painting": painted, "divergence": spread}
+        spread = self.weight * divergence(logits).mean() / (self.tokenizer.stride**2 * self.tokenizer.in_chans)  # both a number of the picture
+        return {"loss": painted + spread, "painting": painted, "divergence": spread}
 
     @torch.no_grad()
     def best_constant(self, x):

@@ -97,7 +97,8 @@ class MAELite:
         fix_places(encoder.trunk)
         branch = min(self.branch or max(1, round(depth * 2 / 3)), depth)
         lesson = Lesson(encoder, target, attended or ((depth + self.decoupled, far),), matched or ((depth, far),), self)
-        predict = Predict(decoder, Pixels(encoder.patch, self.norm_pix), losses.mse, lesson, through=Branch(encoder.trunk.norm, branch) if self.decoupled else None)
+        through = Branch(encoder.trunk.norm, branch) if self.decoupled else None
+        predict = Predict(decoder, Pixels(encoder.patch, self.norm_pix), losses.mse, lesson, through=through, named="lesson")
         predict.note = "the loss is that of the pixels and, added to it, of the teacher's attention: it is larger than the baselines, which are the pixels'"
         return MaskedModel(encoder, self.strategy(encoder.own_grid, encoder.patch), {"pixels": predict})
 

@@ -83,7 +83,7 @@ class MILAN:
         mae_init(decoder)
         fix_places(encoder.trunk)
         seen = Seen(target, encoder.trunk.cls_token is not None and target.classed)
-        predict = Predict(decoder, target, apart, also=seen, weigh=seen.share_of_hidden)
+        predict = Predict(decoder, target, apart, also=seen, weigh=seen.share_of_hidden, named="visible")
         return MaskedModel(encoder, self.strategy(grid, encoder.patch), {"features": predict}, scores=target.attention)
 
 

@@ -104,8 +104,8 @@ class Tokenizing(VocabularyLearner):
         grid = tuple(side // network.stride for side in pixels.shape[2:])
         told = network.features(z + (row - z).detach(), grid)  # the gradient goes straight through to z
         apart = (1 + losses.negative_cosine(told, self.teacher(first(x)))).mean()
-        far = F.mse_loss(z, row)
-        return {"loss": apart + self.commitment * far, "features": apart, "commitment": far}
+        far = self.commitment * F.mse_loss(z, row)
+        return {"loss": apart + far, "features": apart, "commitment": far}
 
     def after_step(self, progress):
         self.tokenizer.codebook.follow()

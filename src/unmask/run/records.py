@@ -17,6 +17,7 @@ from unmask.run.folder import CONFIG, held
 Rows = list[dict[str, Any]]
 SILENT = 900.0  # seconds without a sign after which a run is taken for stopped, where the disk knows no locks
 SIGNS = ("metrics.jsonl", "log.txt", "status.json", "pictures", "checkpoints")  # what a run that lives touches now and then
+PART = "loss."  # before the name of a part of the loss, where it has several
 METRICS = {"top1": "top-1", "auroc": "AUROC", "r2": "R²", "mean_recall": "mean recall"}  # of evaluations and validations, in the words of a page
 
 

@@ -14,10 +14,12 @@ from unmask.testing.cases import Case, steps_of, write
 
 
 def check_gradients(case: Case) -> None:
-    """The loss is one finite number; every trainable parameter gets a gradient and every frozen one none."""
+    """The loss is one finite number, the sum of its parts where it has some; every trainable parameter gets a gradient and every frozen one none."""
     learner = case.learner().train()
     losses = learner(case.x, noise=case.noise(learner))
     assert all(loss.dim() == 0 and loss.isfinite() for loss in losses.values()), f"losses are single finite numbers: {losses}"
+    parts = [part.detach().float() for name, part in losses.items() if name != "loss"]
+    assert not parts or torch.stack(parts).sum().isclose(losses["loss"].detach().float(), rtol=1e-4, atol=1e-5), f"the parts are not the loss: {losses}"
     losses["loss"].backward()
     names = dict(learner.named_parameters())
     idle = [name for name, value in names.items() if value.requires_grad and (value.grad is None or not value.grad.any())]

@@ -84,7 +84,7 @@ def train(
                         records.write(row)
                     meter.begin()
                 shown["bad"] = len(pictures.quarantine)
-                (progress.say if measure else progress.move)(meter.line(step, shown))
+                (progress.say if measure else progress.move)(meter.line(step, shown, room=measure))
             if due:
                 kept.save(step)
             if fabric.world_size == 1 or fabric.device.type == "cpu" or step % AGREE == 0:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unmask.run.folder import RunFolder
+from unmask.run.records import PART
 from unmask.training.kept import TOGETHER, in_a_row
 from unmask.training.progress import Events, Meter
 from unmask.training.step import Taken
@@ -44,12 +45,12 @@ class Notes:
 
     def __init__(self, fabric: Any, records: Records, meter: Meter, scaled: bool, spoiled: set[int]):
         self.fabric, self.records, self.meter, self.scaled, self.spoiled = fabric, records, meter, scaled, spoiled
-        self.pending: list[tuple[int, float, Tensor, Tensor]] = []  # step, rate, loss, norm; not the pictures: they would stay in memory
+        self.pending: list[tuple[int, float, dict[str, Tensor], Tensor]] = []  # step, rate, losses, norm; not the pictures: they would stay in memory
         self.bad: list[int] = []  # steps, since the last going back, whose gradients were not finite
         self.fetched = time.monotonic()
 
     def add(self, step: int, taken: Taken) -> None:
-        self.pending.append((step, taken.rate, taken.loss, taken.norm))
+        self.pending.append((step, taken.rate, taken.losses, taken.norm))
         self.meter.step()
 
     def due(self, step: int) -> bool:
@@ -60,20 +61,27 @@ class Notes:
         """Write what is pending; the first of three bad steps in a row: a function of the steps alone, not of when this looks."""
         self.fetched = time.monotonic()
         if self.pending:
-            values = torch.stack([torch.stack([loss.float(), norm.float()]) for _, _, loss, norm in self.pending])  # (steps, 2)
+            names = list(self.pending[0][2])
+            values = torch.stack([torch.stack([losses[name].float() for name in names] + [norm.float()]) for _, _, losses, norm in self.pending])  # (steps, losses + 1)
             if self.fabric.world_size > 1:
                 values = self.fabric.all_reduce(values, reduce_op="mean")
             pace = self.meter.numbers()
-            for (step, rate, _, _), (loss, norm) in zip(self.pending, values.tolist()):
-                self.write(step, rate, loss, norm, pace)
+            for (step, rate, _, _), (*losses, norm) in zip(self.pending, values.tolist()):
+                self.write(step, rate, dict(zip(names, losses)), norm, pace)
             self.pending.clear()
         return in_a_row(self.bad)
 
-    def write(self, step: int, rate: float, loss: float, norm: float, pace: Mapping[str, float]) -> None:
-        """The row of one step."""
-        row = {"step": step, "loss": loss if math.isfinite(loss) else None, "lr": rate, "grad_norm": norm if math.isfinite(norm) else None, **pace}
+    def write(self, step: int, rate: float, losses: dict[str, float], norm: float, pace: Mapping[str, float]) -> None:
+        """The row of one step: its loss, the parts of that as `loss.NAME`, the rate, the norm of its gradients, how fast it was."""
+        loss = losses.pop("loss")
+        row = {"step": step, "loss": finite(loss), **{f"{PART}{name}": finite(part) for name, part in losses.items()}, "lr": rate, "grad_norm": finite(norm), **pace}
         if not math.isfinite(loss if self.scaled else norm) or step - 1 in self.spoiled:  # a scaler looks for its scale: infinite gradients are its way
             self.bad += [step] if step - 1 not in self.spoiled else []
             row["skipped"] = True
         self.records.write(row)
-        self.meter.loss = loss
+        self.meter.loss, self.meter.parts = loss, losses
+
+
+def finite(value: float) -> float | None:
+    """A number as JSON can say it."""
+    return value if math.isfinite(value) else None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 PLAIN_EVERY = 30.0  # seconds between lines where nothing can be redrawn
+FEW = 3  # parts of a loss that have room in a line
 MEASURED = (("knn", "kNN", "{:.1f} %"), ("top1", "top-1", "{:.1f} %"), ("auroc", "AUROC", "{:.3f}"), ("r2", "R²", "{:.3f}"))  # name in the row, in words, form
 
 
@@ -94,6 +95,7 @@ class Meter:
     def __init__(self, batch: int, pictures: int, steps: int):
         self.batch, self.pictures, self.steps, self.loss = batch, pictures, steps, float("nan")
         self.pace: dict[str, float] = {}
+        self.parts: dict[str, float] = {}  # of the loss, where it has several
         self.begin()
 
     def begin(self) -> None:
@@ -117,9 +119,11 @@ class Meter:
         self.begin()
         return self.pace
 
-    def line(self, step: int, shown: dict[str, Any]) -> str:
-        """Epoch, step, loss beside its baselines, what was measured, speed, waiting, time left."""
+    def line(self, step: int, shown: dict[str, Any], room: bool = False) -> str:
+        """Epoch, step, loss beside its baselines, what was measured, speed, waiting, time left; where there is `room` the loss in its parts, if they are few."""
         parts = [f"epoch {step * self.batch / self.pictures:.1f}", f"step {step:,}/{self.steps:,}", f"loss {self.loss:.3f}"]
+        if room and 0 < len(self.parts) <= FEW:
+            parts[-1] += " = " + " + ".join(f"{name.replace('_', ' ')} {part:.3f}" for name, part in self.parts.items())
         named = (("patch_mean", "patch mean"), ("copy_nearest", "copy nearest"), ("best_constant", "best constant"), ("copy_noisy", "noisy picture"))
         beside = [f"{said} {shown[key]:.3f}" for key, said in named if key in shown]
         parts += [f"what is hidden {shown['predicted']:.3f}"] if "predicted" in shown else []

@@ -26,7 +26,7 @@ class Taken(NamedTuple):
     noise: Tensor
     rows: Tensor | None
     rate: float
-    loss: Tensor
+    losses: dict[str, Tensor]  # the loss, and its parts where it has several
     norm: Tensor  # of the gradients, before clipping
 
 
@@ -53,10 +53,10 @@ class Mover:
     def step(self, step: int, pictures: Feed, batches: Iterator[Batch], meter: Meter, move: bool = True) -> Taken:
         """Make one; without `move` the weights stay, and all else goes on."""
         rate = self.schedule(step)
-        x, noise, rows, loss = self.look(step, pictures, batches, meter)
+        x, noise, rows, losses = self.look(step, pictures, batches, meter)
         norm = self.move(move)
         self.learner.after_step((step + 1) / (self.settings.steps or 1))
-        return Taken(x, noise, rows, rate, loss, norm)
+        return Taken(x, noise, rows, rate, losses, norm)
 
     def schedule(self, step: int) -> float:
         """What a step needs to know beforehand, as pure functions of (seed, step); its learning rate."""
@@ -71,11 +71,11 @@ class Mover:
             group["weight_decay"] = own * decay
         return rate
 
-    def look(self, step: int, pictures: Feed, batches: Iterator[Batch], meter: Meter) -> tuple[Signal, Tensor, Tensor | None, Tensor]:
-        """Look at the visible, predict the masked, part by part: the last part as in `Taken`, and the loss of all; gradients are left behind."""
+    def look(self, step: int, pictures: Feed, batches: Iterator[Batch], meter: Meter) -> tuple[Signal, Tensor, Tensor | None, dict[str, Tensor]]:
+        """Look at the visible, predict the masked, part by part: the last part as in `Taken`, and the losses of all; gradients are left behind."""
         fabric, learner, device = self.fabric, self.learner, self.fabric.device
         world, rank, parts, batch, seed = fabric.world_size, fabric.global_rank, self.settings.accumulate, self.settings.batch_size or 1, self.settings.seed
-        loss = torch.zeros((), device=device)
+        zero, total = torch.zeros((), device=device), dict[str, Tensor]()
         for part in range(parts):
             with meter.waiting():
                 read = next(batches)
@@ -87,8 +87,8 @@ class Mover:
             with fabric.no_backward_sync(self.model, enabled=part + 1 < parts):
                 losses = self.model(x, noise, **drawn)
                 fabric.backward(losses["loss"] / parts)
-            loss += losses["loss"].detach() / parts
-        return x, noise, rows, loss
+            total |= {name: total.get(name, zero) + loss.detach() / parts for name, loss in losses.items()}
+        return x, noise, rows, total if len(total) > 2 else {"loss": total["loss"]}  # one part alone is the loss
 
     def move(self, wanted: bool) -> Tensor:
         """Move the weights, unless a gradient is not finite: decided on the device (16-mixed: by the scaler of its gradients); the gradients' norm."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-from unmask.run.records import Run
+from unmask.run.records import PART, Run
 
 POINTS = 150  # of the longest curve: more cannot be seen at this size
 SERIES = ("#2563a8", "#b4500f", "#1a7f4b", "#8a3ffc", "#b0243f", "#5b6472")  # contrast on white above 4.5 each
@@ -65,13 +65,13 @@ KNOWN = {"step", "loss", "skipped", "knn_n", "val_n"} | {chart.key for chart in 
 def present(runs: dict[str, Run]) -> list[tuple[Chart, dict[str, Run]]]:
     """The charts for which there are numbers, each with the runs that have them; losses that mean different things apart."""
     found = []
-    for chart in [*CHARTS, *others(runs)]:
+    for chart in [LOSS, PREDICTED, *parts(runs), *CHARTS[2:], *others(runs)]:
         having = {name: run for name, run in runs.items() if run.column(chart.key)[0]}
-        if chart is LOSS:
+        if chart is LOSS or chart.key.startswith(PART):
             kinds = list(dict.fromkeys(loss_of(run) for run in having.values()))
             for kind in kinds:
                 says = chart.says if not kind[1] else "Lower is better; of pictures as they teach, distorted and mixed."
-                one = replace(chart, title=chart.title if len(kinds) == 1 else f"Loss of {kind[0]}", says=says)
+                one = replace(chart, title=chart.title if len(kinds) == 1 else f"{chart.title} of {kind[0]}", says=says)
                 found.append((one, {name: run for name, run in having.items() if loss_of(run) == kind}))
         elif having:
             found.append((chart, having))
@@ -84,9 +84,15 @@ def loss_of(run: Run) -> tuple[str, bool]:
     return (run.method or "the run") + (", raw pixels" if raw else ""), run.supervised
 
 
+def parts(runs: dict[str, Run]) -> list[Chart]:
+    """A chart for each part of a loss, in the order in which the runs name them."""
+    names = dict.fromkeys(key for run in runs.values() for key in run.columns if key.startswith(PART))
+    return [Chart(name, f"Loss, its {name.removeprefix(PART).replace('_', ' ')}", "One part of the loss, as it counts: all parts add up to it.", steep=True) for name in names]
+
+
 def others(runs: dict[str, Run]) -> list[Chart]:
-    """A chart for each further column of numbers, such as the parts of a loss; the average of the weights has its own."""
-    names = sorted({key for run in runs.values() for key in run.columns} - KNOWN)
+    """A chart for each further column of numbers; the average of the weights has its own."""
+    names = sorted({key for run in runs.values() for key in run.columns if not key.startswith(PART)} - KNOWN)
     titles = {chart.key: chart.title for chart in CHARTS}
     charts = []
     for name in names:
