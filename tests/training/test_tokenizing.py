@@ -61,6 +61,20 @@ def test_the_run_shows_its_codes_and_its_paintings(tokenizer):
     assert "codes in use, as evenly as" in (tokenizer / "log.txt").read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("dvae", ["--model", "vit_tiny_patch16_224", "--width", "32"], "dvae does not use --model --width: its network is its own"),
+        ("dvae", ["--patch_size", "8", "--heads", "2"], "dvae does not use --patch_size --heads"),
+        ("vqkd", ["--teacher", "random:vit_tiny_patch16_224", "--activation_checkpointing"], "vqkd does not use --activation_checkpointing"),
+    ],
+)
+def test_what_a_tokenizer_does_not_use_is_refused(name, words, said, data, tmp_path, capsys):
+    assert cli.main(["tokenizer", "train", name, str(data), "--out", str(tmp_path / "run"), *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
 def test_its_loss_falls_below_the_best_constant(data, tmp_path):
     """More steps than the fixture's: the pictures are smooth."""
     out = tmp_path / "run"

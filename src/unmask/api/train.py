@@ -88,6 +88,8 @@ def _refuse(recipe: Recipe, out: Path) -> None:
         names.check(recipe.trunk.model, kinds=vars(type(recipe.method)).get("kinds", names.TRAINABLE))
     if recipe.trunk.init is not None:
         identify(recipe.trunk.init)
+    if recipe.name in TOKENIZERS:
+        _refuse_unused(recipe)
     for name in vars(type(recipe.method)).get("needs", ()):
         word = getattr(recipe.method, name)
         if word is None:
@@ -112,3 +114,12 @@ def _refuse(recipe: Recipe, out: Path) -> None:
         raise Refused("labels: a run takes the path of a label file, so that it can be opened again; arrays are for evaluate and embed")
     if labels is not None and not Path(labels).is_file():
         raise Refused(f"--labels: there is no file {labels}")
+
+
+def _refuse_unused(recipe: Recipe) -> None:
+    """Refuse settings of an encoder that a tokenizer would take and not look at: better said now than found after a long run."""
+    own = bool(vars(type(recipe.method)).get("network"))  # a tokenizer made of a network of --model
+    unused = ("init", "activation_checkpointing") if own else ("model", "patch_size", "width", "depth", "heads", "init", "activation_checkpointing")
+    if given := [f"--{name}" for name in unused if getattr(recipe.trunk, name)]:
+        why = "it begins anew" if own else f"its network is its own, of the size that --hidden, --blocks and --stride say (unmask tokenizer train {recipe.name} --help)"
+        raise Refused(f"{recipe.name} does not use {' '.join(given)}: {why}")
