@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,7 @@ def test_the_tree_is_the_order_of_imports():
 def test_recipes_parse(recipe):
     """A recipe is a file of settings that its method takes; its comment gives the command and what to expect."""
     from unmask.encoders import names
+    from unmask.methods.statement import known
     from unmask.recipe import settle
 
     head = recipe.read_text(encoding="utf-8")
@@ -167,8 +169,13 @@ def test_recipes_parse(recipe):
         assert settled.train.batch_size == 1024 and settled.train.min_lr == 1e-6 and settled.train.betas == (0.9, 0.999) and settled.method.mixup == 0.8
         assert (settled.train.base_lr, settled.method.layer_decay) == ((5e-4, 0.65) if "base" in recipe.name else (1e-3, 0.75))
         return
-    assert settled.name == "mae" and settled.train.batch_size == 4096 and settled.train.base_lr == 1.5e-4
-    names.check(settled.trunk.model)
+    method = known(settled.name)
+    names.check(settled.trunk.model, kinds=vars(method).get("kinds", names.TRAINABLE))
+    assert settled.train == replace(method.paper, epochs=settled.train.epochs), "its numbers are those that the method carries as its paper's"
+    assert settled.train.epochs == method.paper.epochs or f"{settled.train.epochs:,g} epochs" in head or recipe.name == "modern_mae.yaml"
+    assert settled.views == method.views or settled.name == "mae"
+    assert ("--method.tokenizer" in head) is ("tokenizer" in vars(method).get("needs", ())), "what it needs is in its command"
+    assert re.search(r"arXiv:\d{4}\.\d{5}", head) or recipe.name == "modern_mae.yaml", "a figure has a source"
 
 
 @pytest.mark.parametrize("model", re.findall(r"\b(?:vit|eva02)_\w+", (ROOT / "recipes" / "modern_mae.yaml").read_text(encoding="utf-8")))
