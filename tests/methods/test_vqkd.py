@@ -11,13 +11,13 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from unmask.errors import Refused
+from unmask.interchange.tokenizers import from_vqkd, to_vqkd, vqkd_names
 from unmask.methods import vqkd
 from unmask.methods.vqkd import VQKD, Tokenizing
 from unmask.optim.groups import parameter_groups
 from unmask.targets.codes import described, open_tokenizer
 from unmask.targets.target import Target
 from unmask.testing import SMALL, Case, case_of, check_gradients, check_graph, check_learning, check_saving, pictures
-from unmask.tokenizers.vqkd import from_official, renamed, to_official
 
 OFFICIAL = "microsoft/unilm@"
 METHOD = VQKD(teacher="random:vit_tiny_patch16_224", vocabulary=24, columns=8, decoder_depth=1)
@@ -45,14 +45,14 @@ def part(tensors, prefix):
 @pytest.mark.parametrize("name", names("beit2_vqkd", "output.to_quantizer", OFFICIAL))
 def test_a_step_equals_the_official_code(golden, name):
     tensors, metadata = golden(name)
-    network = from_official(part(tensors, "weights."), metadata["config"]["num_heads"])
+    network = from_vqkd(part(tensors, "weights."), metadata["config"]["num_heads"])
     learner = Tokenizing(network, Given(tensors["input.teacher_features"]), 1.0).train()
     found = learner(tensors["input.x"])
     assert_close(found["features"], tensors["output.loss_reconstruction"], rtol=1e-6, atol=1e-6)
     assert_close(found["commitment"], tensors["output.loss_commitment"], rtol=1e-6, atol=1e-6)
     assert_close(found["loss"], tensors["output.loss"], rtol=1e-6, atol=1e-6)
     found["loss"].backward()
-    gradients_equal(network, renamed(part(tensors, "grad.")), tolerance=2e-5)
+    gradients_equal(network, vqkd_names(part(tensors, "grad.")), tolerance=2e-5)
     learner.after_step(0.5)
     assert_close(network.codebook.rows, tensors["output.codebook_after"], rtol=1e-5, atol=2e-6)
 
@@ -77,7 +77,7 @@ def test_initial_values_follow_the_official_law(golden, name, monkeypatch):
 
 
 def state_of(learner):
-    return {key: value for key, value in to_official(learner.tokenizer).items() if not key.startswith("quantize.")}
+    return {key: value for key, value in to_vqkd(learner.tokenizer).items() if not key.startswith("quantize.")}
 
 
 def case() -> Case:
@@ -128,9 +128,9 @@ def test_a_run_s_tokenizer_opens_as_a_target(tmp_path):
     save_file(state, tmp_path / "model.safetensors", {"tokenizer": described(learner.tokenizer)})
     opened, x = open_tokenizer(str(tmp_path), 3, "beit2"), torch.rand(2, 3, 32, 32)
     assert torch.equal(opened.codes(x), learner.eval().fits(x).argmax(1))
-    torch.save({"model": to_official(learner.tokenizer) | {"teacher.a": torch.ones(1), "loss.b": torch.ones(1)}}, tmp_path / "vqkd.pth")
+    torch.save({"model": to_vqkd(learner.tokenizer) | {"teacher.a": torch.ones(1), "loss.b": torch.ones(1)}}, tmp_path / "vqkd.pth")
     heads = opened.encoder.trunk.blocks[0].attn.num_heads
-    assert torch.equal(from_official(to_official(learner.tokenizer), heads).codes(x), opened.codes(x))
+    assert torch.equal(from_vqkd(to_vqkd(learner.tokenizer), heads).codes(x), opened.codes(x))
     assert open_tokenizer(str(tmp_path / "vqkd.pth"), 3, "beit2").vocabulary == 24
 
 

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
-from golden_files import keys, names
+from golden_files import names
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from unmask.tokenizers.dvae import DVAE, EDGE, divergence, from_dalle, renamed, soft
+from unmask.interchange.tokenizers import from_dalle
+from unmask.tokenizers.dvae import DVAE, EDGE, divergence, soft
 
 CLOSE = {"rtol": 2e-5, "atol": 1e-5}  # the note's
 
@@ -50,16 +51,9 @@ def test_the_soft_draw_and_the_divergence_equal_the_official_code(golden, name):
     assert_close(divergence(logits).sum(), tensors["output.kl"], rtol=2e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["encoder", "decoder"])
-def test_every_published_key_is_ours(kind):
-    with torch.device("meta"):
-        network = DVAE()
-    ours = {key: tuple(value.shape) for key, value in dict(network.named_children())[kind].state_dict().items()}
-    assert {renamed(key): shape for key, shape in keys(f"dalle_dvae_{kind}").items()} == ours
-
-
 def test_the_likelihood_is_a_density():
     """Over all values of a pixel it adds up to 1 (in the range in which pixels are mapped, and outside)."""
+    torch.manual_seed(0)  # of other weights the scale may be so wide that the ends of the range matter
     network = DVAE(1, hidden=4, blocks=1, vocabulary=4, stride=2, first=4)
     shares = torch.zeros(1, 4, 1, 1).index_fill(1, torch.tensor([1]), 1.0)
     values = torch.linspace(-0.125 + 1e-5, 1.125 - 1e-5, 40_001)  # mapped to 0..1

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
-from golden_files import keys, names
+from golden_files import names
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from unmask.tokenizers.vqkd import UNUSED, VQKD, Codebook, from_official, kmeans, to_official
+from unmask.interchange.tokenizers import from_vqkd
+from unmask.tokenizers.vqkd import VQKD, Codebook, kmeans
 
 CLOSE = {"rtol": 1e-5, "atol": 2e-6}
 OFFICIAL = "microsoft/unilm@"
@@ -72,7 +73,7 @@ def test_k_means_equals_the_official_code(golden, name, case):
 def test_directions_codes_and_answers_equal_the_official_code(golden, name):
     tensors, metadata = golden(name)
     config, x = metadata["config"], tensors["input.x"]
-    network = from_official(part(tensors, "weights."), config["num_heads"]).eval()
+    network = from_vqkd(part(tensors, "weights."), config["num_heads"]).eval()
     assert_close((2 * x - 1)[:, :, 0], tensors["output.preprocessed_first_row"], **CLOSE)
     assert_close(network.encoder(2 * x - 1).patches, tensors["output.encoder_features"], **CLOSE)
     assert_close(network.directions(x), F.normalize(tensors["output.to_quantizer"], dim=-1), **CLOSE)
@@ -82,25 +83,6 @@ def test_directions_codes_and_answers_equal_the_official_code(golden, name):
     grid = tuple(tensors["output.quantised"].shape[2:])
     assert_close(rows.transpose(1, 2).unflatten(2, grid), tensors["output.quantised"], **CLOSE)
     assert_close(network.features(rows, grid), tensors["output.decoded"], **CLOSE)
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("name", names("beit2_vqkd", "output.to_quantizer", OFFICIAL))
-def test_official_names_there_and_back(golden, name):
-    tensors, metadata = golden(name)
-    state = part(tensors, "weights.")
-    again = to_official(from_official(state, metadata["config"]["num_heads"]))
-    assert again.keys() == state.keys()
-    assert all(torch.equal(again[key], value) for key, value in state.items() if not key.startswith(UNUSED))
-
-
-def test_every_published_key_is_ours():
-    published = keys("vqkd_encoder_base_decoder_1x768x12_clip")
-    with torch.device("meta"):
-        network = from_official({key: torch.empty(shape) for key, shape in published.items()})
-        assert {key: tuple(value.shape) for key, value in to_official(network).items()} == published
-    assert (network.vocabulary, network.stride, network.sizes["decoder_depth"], network.sizes["out"]) == (8192, 16, 1, 512)
-    assert network.encoder.trunk.blocks[0].attn.num_heads == 12
 
 
 def test_a_row_without_hits_stays_and_the_others_go_to_their_means():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unmask.errors import Refused
+from unmask.interchange.prefixes import in_ours, in_theirs
 from unmask.interchange.shapes import Network, ratio
 from unmask.patches import sincos
 
@@ -36,11 +37,11 @@ def ours(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Official names to timm's; second, those that are no part of the encoder: the probe, and masks that are computed."""
     found, left = {}, []
     for key, value in state.items():
-        row = next((row for row in ROWS if key.startswith(row[0])), None)
-        if row is None or key.endswith("attn_mask"):
+        name = in_ours(key, ROWS)
+        if name is None or key.endswith("attn_mask"):
             left.append(key)
         else:
-            found[re.sub(r"norm_[12]", lambda name: OURS[name[0]], row[1] + key[len(row[0]) :])] = value
+            found[re.sub(r"norm_[12]", lambda norm: OURS[norm[0]], name)] = value
     return found, left
 
 
@@ -50,10 +51,10 @@ def theirs(trunk: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, value in trunk.items():
         if key == "pos_embed":
             continue
-        row = next((row for row in ROWS if key.startswith(row[1])), None)
-        if row is None or re.search(r"(qkv|attn\.proj|fc1|fc2)\.bias$", key):
+        name = in_theirs(key, ROWS)
+        if name is None or re.search(r"(qkv|attn\.proj|fc1|fc2)\.bias$", key):
             raise Refused(f"{key} has no place in AIM's network")
-        found[row[0] + re.sub(r"^(blocks\.\d+\.)(norm[12])\.", lambda name: f"{name[1]}{THEIRS[name[2]]}.", key)[len(row[1]) :]] = value
+        found[re.sub(r"(blocks\.\d+\.)(norm[12])\.", lambda norm: f"{norm[1]}{THEIRS[norm[2]]}.", name)] = value
     return found
 
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from unmask.interchange.prefixes import in_ours, in_theirs
+
 PIXELS, FEATURES, TRUNK = "objectives.pixels.decoder.", "objectives.features.predict.decoder.", "encoder.trunk."
 ROWS = (  # theirs, ours
     ("decode_blocks_1.", FEATURES + "blocks."),
@@ -39,11 +41,11 @@ def ours(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Official names to those of our learner; second, the keys that no row of the table names."""
     found, left = {}, []
     for key, value in state.items():
-        row = next((row for row in ROWS if key.startswith(row[0])), None)
-        if row is None:
+        name = in_ours(key, ROWS)
+        if name is None:
             left += [key] if key not in COMPUTED else []
             continue
-        name, attention = row[1] + key[len(row[0]) :], ATTENTION.fullmatch(key)
+        attention = ATTENTION.fullmatch(key)
         if attention is None:
             found[name] = value
             continue
@@ -67,10 +69,9 @@ def theirs(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our learner's names to the official ones, without the table that is computed and without biases of keys, which change nothing."""
     found: dict[str, Tensor] = {}
     for key, value in state.items():
-        row = next((row for row in ROWS if key.startswith(row[1])), None)
-        if row is None:
+        name = in_theirs(key, ROWS)
+        if name is None:
             continue
-        name = row[0] + key[len(row[1]) :]
         stem = name.rpartition(".attn.")[0] + ".attn." if ".attn." in name else name.rpartition(".c_attn.")[0] + ".c_attn."
         if name.endswith(".attn.qkv.bias"):
             found[stem + "q_bias"], _, found[stem + "v_bias"] = value.chunk(3)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unmask.errors import Refused
+from unmask.interchange.prefixes import in_ours, in_theirs
 from unmask.interchange.shapes import Network
 
 TRUNK, PIXELS = "encoder.trunk.", "objectives.pixels."
@@ -58,9 +59,9 @@ def ours(state: Mapping[str, Tensor], like: Mapping[str, Tensor] | None = None) 
     """A whole MAE by the names of our learner; second, names that no row knows. Its own shapes are not asked for."""
     found, left = {}, []
     for key, value in state.items():
-        row = next((row for row in ROWS if key.startswith(row[0])), None)
-        if row is not None:  # a convolution of step 4 or 2 is one layer on the tokens side by side
-            found[row[1] + key[len(row[0]) :]] = value.permute(0, 2, 3, 1).flatten(1) if value.dim() == 4 else value
+        name = in_ours(key, ROWS)
+        if name is not None:  # a convolution of step 4 or 2 is one layer on the tokens side by side
+            found[name] = value.permute(0, 2, 3, 1).flatten(1) if value.dim() == 4 else value
         elif key.startswith(BODY):
             found[TRUNK + key] = value
         else:
@@ -72,9 +73,8 @@ def theirs(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our learner by Hiera's own names; the norm of timm's head, which is not trained, has none."""
     found = {}
     for key, value in state.items():
-        row = next((row for row in ROWS if key.startswith(row[1])), None)
-        if row is not None:
-            name = row[0] + key[len(row[1]) :]
+        name = in_theirs(key, ROWS)
+        if name is not None:
             if name.startswith("multi_scale") and value.dim() == 2:
                 last = starts(state)[int(name.split(".")[1])] - 1  # of the stage
                 side = math.isqrt(value.shape[1] // len(state[f"{TRUNK}blocks.{last}.mlp.fc2.bias"]))

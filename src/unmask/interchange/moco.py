@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unmask.interchange.relative import in_theirs
+from unmask.interchange.prefixes import all_in_theirs
 
 ROWS = (  # (theirs, ours), tried in order
     ("base_encoder.head.", "objectives.contrast.projector."),
@@ -46,4 +46,4 @@ def settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def theirs(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our learner's names to those of the published files, which have `module.` before each."""
-    return {f"module.{name}": value for name, value in in_theirs(state, ROWS).items()}
+    return {f"module.{name}": value for name, value in all_in_theirs(state, ROWS).items()}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unmask.interchange.official import channel_first, channel_last
+from unmask.interchange.prefixes import in_ours, in_theirs
 
 TRUNK, DECODER = "encoder.trunk.", "objectives.pixels.decoder."
 PLAIN = tuple((name, TRUNK + name) for name in ("cls_token", "pos_embed", "patch_embed.", "blocks."))
@@ -40,12 +41,12 @@ class Names:
         for key, value in state.items():
             if key in self.computed:
                 continue
-            row = next((row for row in self.rows if key.startswith(row[0])), None)
-            if row is None:
+            name = in_ours(key, self.rows)
+            if name is None:
                 left.append(key)
             else:
                 patch = tuple(state["patch_embed.proj.weight"].shape[2:])
-                ours[row[1] + key[len(row[0]) :]] = channel_first(value, patch) if key.startswith(self.pixels) else value
+                ours[name] = channel_first(value, patch) if key.startswith(self.pixels) else value
         return self.parted(ours), left
 
     def parted(self, ours: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -66,9 +67,8 @@ class Names:
         token, further = (state.get(TRUNK + name) for name in ("cls_token", "reg_token"))
         tokens = {} if token is None or further is None else {TRUNK + "cls_token": torch.cat([token, further], dim=1)}
         for key, value in {**state, **tokens}.items():
-            row = next((row for row in self.rows if key.startswith(row[1])), None)
-            if row is not None and key not in self.absent:
-                name = row[0] + key[len(row[1]) :]
+            name = in_theirs(key, self.rows)
+            if name is not None and key not in self.absent:
                 official[name] = channel_last(value, patch) if name.startswith(self.pixels) else value
         return official
 

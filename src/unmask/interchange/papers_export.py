@@ -25,7 +25,8 @@ from unmask.interchange.cae import to_cae
 from unmask.interchange.encoder import load_encoder
 from unmask.interchange.official import to_mae
 from unmask.interchange.papers import CROSSMAE, PIXIO
-from unmask.interchange.relative import in_theirs, to_beit
+from unmask.interchange.prefixes import all_in_theirs
+from unmask.interchange.relative import to_beit
 from unmask.interchange.timm import Encoder, write
 from unmask.interchange.witness import Exported, Witness, look
 
@@ -49,7 +50,7 @@ GATED: dict[type, Rows] = {  # EVA-02's feed-forward branches: in two layers, an
 
 def renamed(state: State, encoder: Adapter, rows: Rows) -> dict[str, Tensor]:
     """The learner's tensors by the names of a table alone."""
-    return in_theirs(state, rows)
+    return all_in_theirs(state, rows)
 
 
 def simmim(state: State, encoder: Adapter) -> dict[str, Tensor]:

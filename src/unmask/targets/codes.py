@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unmask.errors import Refused
+from unmask.interchange.tokenizers import from_dalle, from_vqkd
 from unmask.interchange.weights import read, read_safetensors
 from unmask.patches import grid_of
 from unmask.targets.features import digest
 from unmask.targets.target import Target
-from unmask.tokenizers import vqkd
-from unmask.tokenizers.dvae import DVAE, from_dalle
+from unmask.tokenizers.dvae import DVAE
 from unmask.tokenizers.tokenizer import Tokenizer
 from unmask.tokenizers.vqkd import VQKD
 
@@ -128,7 +128,7 @@ def _opened(path: Path) -> Tokenizer:
         parts = [{key.removeprefix(part): value for key, value in state.items() if key.startswith(part)} for part in ("encoder.", "decoder.")]
         return from_dalle(parts[0], parts[1] or None)
     if "quantize.embedding.weight" in state and "encode_task_layer.2.weight" in state:
-        return vqkd.from_official(state)
+        return from_vqkd(state)
     if "blocks.input.w" not in state or "blocks.output.conv.w" not in state:
         raise Refused(f"{path} is no tokenizer: neither a run of `unmask tokenizer train` nor the encoder of DALL-E's discrete VAE (blocks.input.w, …) nor BEiT v2's VQ-KD")
     return from_dalle(state)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -119,24 +118,3 @@ def divergence(logits: Tensor) -> Tensor:
     """How far the distribution over codes is from uniform, in nats, each place (B, h, w): the Kullback-Leibler divergence."""
     logs = F.log_softmax(logits, dim=1)
     return (logs.exp() * logs).sum(1) + math.log(logits.shape[1])
-
-
-def from_dalle(encoder: Mapping[str, Tensor], decoder: Mapping[str, Tensor] | None = None) -> DVAE:
-    """The network of published weights, sizes read off the tensors; without a decoder it gives codes but no pictures."""
-    hidden, in_chans = encoder["blocks.input.w"].shape[:2]
-    blocks = len({key.split(".")[2] for key in encoder if key.startswith("blocks.group_1.")})
-    first = 128 if decoder is None else decoder["blocks.input.w"].shape[0]
-    network = DVAE(in_chans, hidden, blocks, encoder["blocks.output.conv.w"].shape[0], first=first)
-    if decoder is None:
-        network.decoder, network.paints = nn.Module(), False  # none, rather than one with random weights
-    for part, state in ((network.encoder, encoder), (network.decoder, decoder)):
-        if state is not None:
-            part.load_state_dict({renamed(key): value for key, value in state.items()})
-    return network
-
-
-def renamed(key: str) -> str:
-    """`w` and `b` of DALL-E's own convolution as torch's."""
-    stem, _, last = key.rpartition(".")
-    names = {"w": "weight", "b": "bias"}
-    return f"{stem}.{names[last]}"
