@@ -75,6 +75,16 @@ def test_what_a_tokenizer_does_not_use_is_refused(name, words, said, data, tmp_p
     assert said in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
+def test_a_tokenizers_run_is_drawn_by_reconstruct(tokenizer, data, tmp_path, capsys):
+    assert cli.answer(["reconstruct", str(tokenizer), str(data), "--count", "3", "--out", str(tmp_path / "x.png")]) == 0
+    sheet = Sheet.read(tmp_path / "x.png")
+    assert "painted from its codes" in sheet.header
+    for words, said in ((["--mask_ratio", ".5"], "a tokenizer, which hides nothing"), (["--img_size", "30"], "no multiple of the 4 pixels")):
+        assert cli.main(["reconstruct", str(tokenizer), str(data), "--out", str(tmp_path / "y.png"), *words]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "y.png").exists()
+
+
 def test_its_loss_falls_below_the_best_constant(data, tmp_path):
     """More steps than the fixture's: the pictures are smooth."""
     out = tmp_path / "run"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def reconstruct(run: str | Path, images: Any, **settings: Any) -> Path:
     identify(run)
     check_data(images)
     from unmask.load import load
-    from unmask.model import MaskedModel
+    from unmask.model import MaskedModel, VocabularyLearner
     from unmask.visualize.answers import grid
 
     learner = load(run)
@@ -113,14 +114,33 @@ def reconstruct(run: str | Path, images: Any, **settings: Any) -> Path:
                 raise Refused(f"--mask_ratio: the masks of {run} have no ratio ({type(learner.masking).__name__})")
             learner.masking.ratio = asked.mask_ratio
         learner.masking.prepare(1.0, 0.5)  # of a schedule the ratio at the end, of a range the middle
-    look = Look(img_size=asked.img_size, seed=asked.seed, workers=0)
-    _, pictures, _ = sight_of(run, images, look, None)
+    look, opened = Look(img_size=asked.img_size, seed=asked.seed, workers=0), None
+    if isinstance(learner, VocabularyLearner):
+        if asked.mask_ratio is not None:
+            raise Refused(f"--mask_ratio: {run} is a tokenizer, which hides nothing")
+        opened = _seen_by_tokenizer(run, asked.img_size)
+    _, pictures, _ = sight_of(run, images, look, None, opened)
     x, names = first_of(pictures, asked.count)
     bands = [band - 1 for band in asked.bands] if asked.bands is not None else None
     if bands is not None and len(set(bands)) == 1:
         bands = bands[:1]  # one number was said: grey
     grid(learner, x, names, mean=pictures.format.mean, std=pictures.format.std, statistics=asked.statistics, seed=asked.seed, bands=bands, out=asked.out)
     return written(asked.out)
+
+
+def _seen_by_tokenizer(run: str | Path, img_size: tuple[int, int] | None) -> Any:
+    """How a tokenizer's run sees pictures: it has no encoder file that says so, but its folder does."""
+    from unmask.data.format import Format
+    from unmask.interchange.encoder import Encoder
+    from unmask.options import load as settings_in
+
+    folder = Path(run) if Path(run).is_dir() else Path(run).parent
+    config, kept = folder / "config.yaml", folder / "data.json"
+    if not config.is_file() or not kept.is_file():
+        raise Refused(f"{run} is a tokenizer without its run folder: how it sees pictures stands there, in config.yaml and data.json")
+    form = Format.of(json.loads(kept.read_text(encoding="utf-8"))["statistics"])
+    size = img_size or tuple(settings_in(config)["img_size"])
+    return Encoder(None, "tokenizer", size, form.in_chans, form.mean, form.std, form.low, form.high, window=form.window)
 
 
 def show_encoder(kind: str, encoder: str | Path, images: Any, **settings: Any) -> Path:

@@ -166,7 +166,7 @@ def _from_file(path: Path, said: Mapping[str, Any]) -> Encoder:
     if int(words.get("format", FORMAT) if words.get("format", "").isdigit() else FORMAT) > FORMAT:
         raise Refused(f"{path} has format {words['format']}, this version reads up to {FORMAT}: update unmask")
     if "tokenizer" in words:
-        raise Refused(f"{path} holds a tokenizer and no encoder: it is for --method.tokenizer, and its run draws what its codes say in pictures/")
+        raise Refused(f"{path} holds a tokenizer and no encoder: it is for --method.tokenizer; unmask reconstruct draws what its codes say")
     words = {**json.loads(words.get("build", "{}")), **words}
     if "model" not in words or "img_size" not in words:
         return from_weights(read(path), **said)

@@ -92,14 +92,11 @@ class Vocabulary:
     def draw(self, step: int) -> None:
         """pictures/step-*.png."""
         try:
-            from unmask.visualize.answers import painted, spelled
+            from unmask.visualize.answers import grid
 
             ((x, _, names),) = self.pictures.still_batches(DRAWN, indices=self.order[:DRAWN])
             shown = self.pictures.format
-            fits = self.learner.fits(x.to(self.device))
-            again = self.learner.painted(fits.argmax(1))
-            again, drawn = (spelled(x, fits.cpu()), "spelled by patches of the others") if again is None else (again.cpu(), "painted from its codes")
-            painted(x, again, names, mean=shown.mean, std=shown.std, title=f"step {step:,}", out=self.folder / f"step-{step:07d}.png", drawn=drawn)
+            grid(self.learner, x, names, mean=shown.mean, std=shown.std, title=f"step {step:,}", out=self.folder / f"step-{step:07d}.png")
         except Refused:
             return
         except Exception as error:  # a full disk, a missing package: no reason to lose hours of training

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from unmask.errors import Refused
 from unmask.mask import Mask
-from unmask.model import Learner, MaskedModel, Predict
+from unmask.model import Learner, MaskedModel, Predict, VocabularyLearner
 from unmask.patches import patchify, unpatchify
 from unmask.targets.codes import Codes
 from unmask.targets.hog import HOG
@@ -35,6 +35,9 @@ FINER = 3  # strokes are drawn this much larger and shrunk, so that they are smo
 
 def grid(learner: nn.Module, x: Tensor, names: Sequence[str], **words: Any) -> Image.Image:
     """The labelled sheet, one row a picture of normalised `x (B, C, H, W)`; `words` as in `reconstruction.grid`, of which others than pixels need fewer."""
+    if isinstance(learner, VocabularyLearner):
+        words.pop("statistics", None)
+        return _worded(learner, x, names, **words)
     if isinstance(learner, Learner) and not isinstance(learner, MaskedModel):
         return given.grid(learner, x, names, **words)
     part = predicted(learner)
@@ -169,22 +172,33 @@ def _coded(answer: Answer, colours: Colours) -> Drawing:
     return Drawing([colours.images(some.cpu()) for some in pictures if some is not None], heads, figures, legend)
 
 
-def painted(
+@torch.no_grad()
+def _worded(
+    learner: VocabularyLearner,
     x: Tensor,
-    again: Tensor,
     names: Sequence[str],
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
+    seed: int = 0,
+    bands: Sequence[int] | None = None,
     title: str = "",
     out: Path | str | None = None,
-    drawn: str = "painted from its codes",
 ) -> Image.Image:
-    """Pictures beside what a tokenizer makes of their codes, both (B, C, H, W) in the run's own numbers."""
-    colours = Colours.of(x, mean, std, None)
+    """Pictures beside what a tokenizer makes of their codes: painted, or spelled by squares of the other pictures that have the same ones."""
+    stride = learner.tokenizer.stride
+    if any(side % stride for side in x.shape[2:]):
+        raise Refused(f"--img_size {x.shape[2]} {x.shape[3]} is no multiple of the {stride} pixels that a code stands for")
+    training = learner.training
+    fits = learner.eval().fits(x.to(next(learner.parameters()).device, torch.float32))  # (B, K, h, w)
+    again = learner.painted(fits.argmax(1))
+    learner.train(training)
+    again, drawn = (spelled(x.cpu(), fits.cpu()), "spelled by patches of the others") if again is None else (again.cpu(), "painted from its codes")
+    x, colours = x.cpu(), Colours.of(x.cpu(), mean, std, bands)
     differences = (colours.unit(x) - colours.unit(again)).abs().mean((1, 2, 3))
     pairs = zip(colours.images(x), colours.images(again), names, differences.tolist())
     rows = [Row(both, f"{short_name(word)}   mean difference {far:.3f}", name=short_name(word)) for *both, word, far in pairs]
-    legend = ["Mean difference: of pixels, where 1 is from black to white.", *([colours.note] if colours.note else [])]
+    used = len(fits.argmax(1).unique())
+    legend = [f"Mean difference: of pixels, where 1 is from black to white. {used:,} of {learner.tokenizer.vocabulary:,} codes are in use in these pictures.", *([colours.note] if colours.note else [])]
     return save(sheet(rows, ["original" + colours.label, drawn], title or "A vocabulary of picture squares", legend), out)
 
 
