@@ -155,7 +155,6 @@ def test_beit_predicts_its_codes_and_draws_them(data, tokenizer, tmp_path):
         ("pretrain beit DATA --out x", "--method.tokenizer RUN"),
         ("pretrain beit DATA --out x --method.tokenizer nothing", "no run or file"),
         ("evaluate knn RUN DATA", "no encoder"),
-        ("reconstruct RUN DATA --out grid.png", "tokenizer"),
         ("export RUN --to timm --out x", "encoder"),
     ],
 )
