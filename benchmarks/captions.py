@@ -83,7 +83,7 @@ def main() -> None:
     losses = [row["loss"] for row in map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) if row.get("loss") is not None]
     told = {key: {k: v for k, v in row.items() if k != "encoder"} for key, row in rows.items()}
     found = {"data": DATA.name, "settings": {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()}, "seconds": round(seconds), "losses": [losses[0], losses[-1]]}
-    path = keep(name, found | {"figures": told, "machine": machine("cuda" if torch.cuda.is_available() else "cpu")}, words.out)
+    path = keep(name + "-dry" * words.dry, found | {"figures": told, "machine": machine("cuda" if torch.cuda.is_available() else "cpu")}, words.out)
     for who, row in rows.items():
         show(who, row)
     print(path)

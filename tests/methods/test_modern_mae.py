@@ -122,6 +122,8 @@ def test_a_run_with_captions_keeps_its_words_and_its_encoder_knows_none(run, fli
     assert any(name.startswith("objectives.text.tower.") for name in load_file(run / "model.safetensors"))
     assert not [name for name in load_file(run / "encoder.safetensors") if "text" in name or "tower" in name or "objectives" in name]
     encoder = unmask.load_encoder(run)
+    drawn = unmask.load_encoder(run, random=True)
+    assert bool((drawn.blocks[0].gamma_1 == 1).all()), "a random encoder begins as a run does"
     assert set(load_file(run / "encoder.safetensors")) == set(encoder.state_dict())
 
 
@@ -182,6 +184,8 @@ def test_a_run_with_captions_is_evaluated_drawn_and_exported(run, flickr, tmp_pa
 
 def test_a_run_without_a_text_tower_is_told_so(flickr, tmp_path):
     plain = unmask.pretrain("mae", str(flickr / "few.tar"), out=tmp_path / "plain", model="vit_tiny_patch16_224", **{key: value for key, value in FEW.items() if "text" not in key and key not in ("model", "method.embedding")}, steps=1)
+    with pytest.raises(Refused, match="wants a run that read captions"):
+        unmask.evaluate("retrieval", "random:vit_tiny_patch16_224", str(flickr / "few.tar"))
     with pytest.raises(Refused, match="has no text tower"):
         unmask.evaluate("retrieval", plain, str(flickr / "few.tar"), workers=0)
     assert cli.main(["pretrain", "mae", str(flickr / "few.tar"), "--captions", str(flickr / "captions.jsonl"), "--out", str(tmp_path / "no")]) == 2

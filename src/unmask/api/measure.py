@@ -111,6 +111,8 @@ def evaluate(protocol: str, encoder: str | Path, data: Any, **settings: Any) -> 
     look, asked, how = settings_of((Look, Measure, own), settings)
     if isinstance(how, Lowshot):
         how.refuse(settings)
+    if isinstance(how, Retrieval | ZeroShot) and not (Path(encoder) / "config.yaml").is_file():
+        raise Refused(f"{protocol} wants a run that read captions, and {encoder} is none: unmask pretrain modern_mae DATA --method.text own --out RUN makes one")
     identify(encoder)
     for words in (data, asked.val):
         check_data(words)
