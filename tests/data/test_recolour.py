@@ -180,6 +180,12 @@ def test_small_inputs_are_blurred_less():
     assert max(sigmas[0]) == pytest.approx(max(sigmas[1]) / 4) and 1.9 < max(sigmas[1]) < 2
 
 
+@pytest.mark.parametrize("kernel", ["whole", "9 taps", "a tenth"])
+def test_the_smallest_views_are_blurred_too(kernel):
+    x, sigma = torch.rand(2, 3, 4, 4), torch.full((2, 1, 1, 1), 0.4)
+    assert recolour.blur(x, sigma, kernel).shape == x.shape
+
+
 def test_local_crops_are_whole_patches():
     assert local_size((224, 224), (14, 14)) == (98, 98) and local_size((64, 32), (8, 8)) == (24, 16) and local_size((32, 32), (16, 16)) == (16, 16)
     with pytest.raises(ValueError, match="global_scale must have its smaller number first"):

@@ -138,6 +138,22 @@ def test_what_is_hard_to_predict_is_shown_more_often():
     assert after[:, :4].sum(1).mean() > 1.2 * before[:, :4].sum(1).mean()
 
 
+def test_a_step_teaches_the_chances_that_it_drew_by():
+    """The official code has one answer of the sampling network for both, so what dropout leaves must be the same when it is asked again."""
+    torch.manual_seed(0)
+    model, x = AdaMAE(dropout=0.5).build(**SMALL, img_size=(32, 32)).train(), pictures(4)
+    sampler = model.objectives["pixels"].also
+    drawn_by, taught = [], []
+    ask = sampler.chances
+    sampler.chances = lambda *given: (drawn_by if not torch.is_grad_enabled() else taught).append(ask(*given)) or (drawn_by if not torch.is_grad_enabled() else taught)[-1]
+    for _ in range(2):
+        model(x, mask=model.draw_mask(x, torch.rand(4, 16)))
+    assert all(torch.equal(*pair) for pair in zip(drawn_by, taught, strict=True)) and not torch.allclose(*taught)
+    model.eval()
+    model.draw_mask(x, torch.rand(4, 16))
+    assert sampler.left is None and torch.equal(drawn_by[-1], sampler.shown(x)), "without dropout, while nothing learns"
+
+
 def test_masks_follow_the_pictures_and_the_chances():
     model, x = learner(mask_ratio=0.5), pictures(2)
     sampler, noise = model.objectives["pixels"].also, torch.rand(2, 16)

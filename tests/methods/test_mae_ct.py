@@ -137,6 +137,12 @@ def test_first_the_nearest_then_one_of_several():
     assert_close(head.target_projector[0].weight, before + 1 + 0.1, rtol=1e-5, atol=1e-5)
 
 
+def test_a_queue_may_be_shorter_than_the_neighbours_that_are_drawn_from():
+    learner = MAECT(joint=True, **TINY | {"queue": 2, "topk": 20}).build(**SMALL, img_size=(32, 32)).train()
+    assert learner.objectives["contrast"].among == 2
+    assert all(learner({"global": pictures(8), "sample": torch.arange(4)})["loss"].isfinite() for _ in range(3))
+
+
 def test_joint_both_views_are_rebuilt_and_everything_is_trained():
     learner = MAECT(joint=True, weight=0.5, **TINY).build(**SMALL, img_size=(32, 32)).train()
     losses = learner({"global": pictures(8)})

@@ -70,6 +70,25 @@ def test_a_batch_that_cannot_be_split_is_refused_before_anything_is_built(data):
         choice(data, accelerator="cpu", batch_size=50, accumulate=4)
 
 
+ALONE = {"mocov3": {}, "simclr": {}, "mae_ct": {"method.joint": True}, "dinov2": {}}
+
+
+@pytest.mark.parametrize("batch, accumulate, wanted", [(1, 1, "--batch_size 2 or more$"), (4, 4, "--batch_size 8 or more, two for each of 4 ")])
+@pytest.mark.parametrize("name", ALONE)
+def test_a_picture_alone_is_refused_where_pictures_are_compared(name, batch, accumulate, wanted, data):
+    recipe = settle(name, str(data), None, ALONE[name] | {"batch_size": batch, "accumulate": accumulate})
+    with pytest.raises(Refused, match=f"{name} compares pictures: {wanted}"):
+        plan.together(recipe.method, recipe.name, recipe.train)
+    plan.together(recipe.method, recipe.name, replace(recipe.train, batch_size=2 * accumulate))
+    assert plan.fitting(replace(recipe.train, batch_size=8, accumulate=1), 1e9, 1e6, False, plan.least(recipe.method))[0].accumulate == 4
+
+
+def test_one_picture_is_enough_where_none_are_compared(data):
+    for name, said in (("mae", {}), ("dino", {}), ("dinov2", {"method.koleo": 0.0})):
+        recipe = settle(name, str(data), None, said | {"batch_size": 1})
+        plan.together(recipe.method, recipe.name, recipe.train)
+
+
 def test_precision_is_what_the_hardware_is_fast_at(data, monkeypatch):
     assert choice(data, accelerator="cpu", precision="bf16-mixed")[0].train.precision == "bf16-mixed"
     for amx, wanted in ((True, "bf16-mixed"), (False, "32-true")):

@@ -1,4 +1,4 @@
-"""Runs on several views of a picture: resumed ones equal the uninterrupted ones, local crops are whole patches, and a provoked collapse is named with its remedy."""
+"""Runs on several views of a picture, with teachers, queues and other trunks: resumed ones equal the uninterrupted ones, local crops are whole patches, and a provoked collapse is named."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def rows(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("method", ["dino", "ibot", "dinov2"])
-def test_a_resumed_run_equals_the_uninterrupted_one(method, data, tmp_path):
-    more = TINY | HEAD | {"steps": 4, "monitor_every": 4, "checkpoint_every": 2, "views.local_crops": 2}
-    whole = unmask.pretrain(method, data, tmp_path / "whole", **more)
-    part = unmask.pretrain(method, data, tmp_path / "part", **more)
+def resumed(method, data, out, **more):
+    """A run of four steps, and one of the same words that goes on from its second: their weights are the same. The uninterrupted one."""
+    more = TINY | {"steps": 4, "monitor_every": 4, "checkpoint_every": 2} | more
+    more = {name: value for name, value in more.items() if value is not None}
+    whole, part = (unmask.pretrain(method, data, out / name, **more) for name in ("whole", "part"))
     (part / "model.safetensors").unlink()
     for path in sorted((part / "checkpoints").glob("step-*4/*")):
         path.unlink()
@@ -43,7 +43,39 @@ def test_a_resumed_run_equals_the_uninterrupted_one(method, data, tmp_path):
     unmask.resume(part)
     assert "going on at step 2" in (part / "log.txt").read_text()
     one, two = (load_file(run / "model.safetensors") for run in (whole, part))
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert one.keys() == two.keys() and [name for name in one if not torch.equal(one[name], two[name])] == []
+    return whole
+
+
+STAGES = {"depth": None, "heads": None, "patch_size": 1, "img_size": 32}
+RESUMED = {  # method, and what differs from `TINY`; "mae": the run that others begin with, or learn from
+    "mocov3": ("mocov3", {"method.hidden": 32, "method.out": 16}),
+    "simclr": ("simclr", {"method.out": 16}),
+    "mae_ct, joint": ("mae_ct", {"method.joint": True, "method.hidden": 32, "method.out": 16, "method.queue": 24}),
+    "mae_ct": ("mae_ct", {"init": "mae", "method.hidden": 32, "method.out": 16, "method.queue": 24, "method.frozen": 0.5}),
+    "mae_lite": ("mae_lite", {"method.teacher": "mae"}),
+    "distill": ("distill", {"method.teacher": "mae"}),
+    "adamae": ("adamae", {}),
+    "hiera_mae": ("hiera_mae", STAGES | {"model": "hiera_tiny_224"}),
+    "fcmae": ("fcmae", STAGES | {"model": "convnextv2_atto", "width": 8}),
+}
+
+
+@pytest.fixture(scope="module")
+def mae(data, tmp_path_factory):
+    return unmask.pretrain("mae", data, tmp_path_factory.mktemp("mae") / "run", **TINY | {"steps": 1})
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_other_methods_resume_exactly_too(name, data, mae, tmp_path):
+    method, more = RESUMED[name]
+    resumed(method, data, tmp_path, **{key: str(mae) if value == "mae" else value for key, value in more.items()})
+
+
+@pytest.mark.parametrize("method", ["dino", "ibot", "dinov2"])
+def test_a_resumed_run_equals_the_uninterrupted_one(method, data, tmp_path):
+    whole = resumed(method, data, tmp_path, **HEAD | {"views.local_crops": 2})
+    one = load_file(whole / "model.safetensors")
     handed = load_file(whole / "encoder.safetensors")
     assert all(torch.equal(value, one[f"teacher.encoder.trunk.{name}"]) for name, value in handed.items()), "the teacher is handed on"
     assert torch.equal(unmask.load_encoder(whole / "model.safetensors").norm.weight, handed["norm.weight"])

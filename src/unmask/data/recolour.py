@@ -128,9 +128,12 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
 
 
 def blur(x: Tensor, sigma: Tensor, kernel: str) -> Tensor:
-    """A Gaussian of each picture's own sigma (b, 1, 1, 1). Edges as in the sources: repeated (Pillow), mirrored (torchvision), black (SimCLR)."""
+    """A Gaussian of each picture's own sigma (b, 1, 1, 1). Edges as in the sources: repeated (Pillow), mirrored (torchvision), black (SimCLR).
+
+    Nine taps become fewer where a side has less than five pixels, of which a mirror shows no more.
+    """
     b, C, H, W = x.shape
-    radius, edge = {"whole": (RADIUS, "replicate"), "9 taps": (4, "reflect"), "a tenth": (H // 10 // 2, "constant")}[kernel]
+    radius, edge = {"whole": (RADIUS, "replicate"), "9 taps": (min(4, H - 1, W - 1), "reflect"), "a tenth": (H // 10 // 2, "constant")}[kernel]
     places = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
     taps = torch.exp(-(places**2) / (2 * sigma.view(b, 1) ** 2))
     taps = (taps / taps.sum(1, keepdim=True)).repeat_interleave(C, 0)  # (b·C, taps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,7 +44,7 @@ class AdaMAE:
 
     mask_ratio: Ratio = Ratio(0.75, 0.75)  # share of patches hidden: number, range .6-.9 or schedule .5:.75
     sampling: float = 1e-4  # weight of the sampling network's loss
-    dropout: float = 0.1  # in the sampling network
+    dropout: float = 0.1  # of both branches of the sampling network
     decoder_width: int | None = None  # paper: 384; not given: half of the encoder's width
     decoder_depth: int = 4  # blocks of the decoder
     decoder_heads: int | None = None  # paper: 6; not given: 64 columns a head, or 32
@@ -94,22 +95,29 @@ class Sampler(nn.Module):
         self.outside = (encoder,)  # in a tuple: the encoder is a part of the learner already
         self.grid, self.weight = grid, weight
         self.places = nn.Parameter(torch.zeros(1, grid[0] * grid[1], encoder.width))
-        self.block = Block(encoder.width, HEADS, qkv_bias=False, proj_drop=dropout, norm_layer=partial(nn.LayerNorm, eps=1e-5))
+        self.block = Block(encoder.width, HEADS, qkv_bias=False, norm_layer=partial(nn.LayerNorm, eps=1e-5))
         self.logit = nn.Linear(encoder.width, 1, bias=False)  # the soft-max would not see one
+        self.dropout = dropout
+        self.left: Tensor | None = None  # what dropout left of both branches when the mask was drawn, (2, B, N, D) of True and False
 
-    def chances(self, x: Tensor) -> Tensor:
-        """(B, N) of pictures (B, C, H, W), adding up to 1. The gradient reaches the encoder's patch embedding."""
-        encoder = self.outside[0]
+    def chances(self, x: Tensor, left: Tensor | None = None) -> Tensor:
+        """(B, N) of pictures (B, C, H, W), adding up to 1; `left`: what dropout leaves. The gradient reaches the encoder's patch embedding."""
+        encoder, block = self.outside[0], self.block
         rows, columns = encoder.grid(x)
         tokens = encoder.trunk.patch_embed(x).reshape(len(x), rows * columns, -1)  # (B, N, D)
-        logits = self.logit(self.block(tokens + resize_places(self.places, self.grid, (rows, columns))))[..., 0]  # (B, N)
-        return logits.float().nan_to_num().softmax(-1)
+        tokens = tokens + resize_places(self.places, self.grid, (rows, columns))
+        for number, branch in enumerate((lambda it: block.attn(block.norm1(it)), lambda it: block.mlp(block.norm2(it)))):
+            found = branch(tokens)
+            tokens = tokens + (found if left is None else found * left[number] / (1 - self.dropout))
+        return self.logit(tokens)[..., 0].float().nan_to_num().softmax(-1)  # (B, N)
 
     @torch.no_grad()
     def shown(self, x: Tensor) -> Tensor:
-        """The chances to draw by."""
-        return self.chances(x)
+        """The chances to draw by. While it trains they are those that the step teaches: what dropout leaves is drawn here, and kept for it."""
+        shape = (2, len(x), math.prod(self.outside[0].grid(x)), self.places.shape[-1])
+        self.left = torch.rand(shape, device=x.device) >= self.dropout if self.training and self.dropout else None
+        return self.chances(x, self.left)
 
     def forward(self, step: Step) -> Tensor:
-        chances = step.mask.masked(self.chances(step.x))  # (B, M)
+        chances = step.mask.masked(self.chances(step.x, self.left if self.training else None))  # (B, M)
         return -self.weight * step.mask.mean(chances.clamp(SMALLEST, 1 - SMALLEST).log() * step.each.detach())

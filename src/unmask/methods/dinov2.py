@@ -70,6 +70,11 @@ class DINOv2:
         if self.mask_low > self.mask_high:
             raise ValueError(f"mask_low must be no more than mask_high, got {self.mask_low:g} and {self.mask_high:g}")
 
+    @property
+    def compares(self) -> bool:
+        """Whether pictures of one batch are compared: KoLeo would find a picture alone next to itself."""
+        return self.koleo > 0
+
     def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> HalfOfViews:
         """Which patches of the global views are hidden."""
         return HalfOfViews(low=self.mask_low, high=self.mask_high, views=self.masked_views)

@@ -45,6 +45,7 @@ class MAECT:
     # MAE-CT's; those of MAE-CT(aug) are MoCo v3's: --views.jitter .8 --views.grey .2 --views.blur 1 .1 0 --views.solarise 0 .2 0
     views = Crops(global_scale=(0.08, 1.0), jitter=0.0, grey=0.0, blur=(0.0, 0.0, 0.0), solarise=(0.0, 0.0, 0.0))
     short_rate = 1e-3  # per 256 pictures, of runs of under 20,000 steps: about the paper's own 8e-4 at a CPU's 128; not measured
+    compares = True  # pictures of one batch
     row = ("views", "none (joint: random .75)", "–", "projector, predictor", "nearest neighbour of the other view → InfoNCE")
 
     joint: bool = False  # train MAE and the head at once, from the start
@@ -148,7 +149,8 @@ class Neighbours(Objective):
         self.register_buffer("queue", F.normalize(torch.randn(slots, method.out), dim=-1))
         self.register_buffer("queue_id", torch.full((slots,), -1))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))  # the slot that is written next
-        self.register_buffer("among", torch.ones(()) if self.rests(0.0) else torch.full((), float(method.topk)))  # neighbours that one is drawn from
+        self.topk = min(method.topk, slots)
+        self.register_buffer("among", torch.ones(()) if self.rests(0.0) else torch.full((), float(self.topk)))  # neighbours that one is drawn from
 
     def rests(self, progress: float) -> bool:
         """Whether the head learns alone."""
@@ -180,7 +182,7 @@ class Neighbours(Objective):
         """The slot (b,) of the `rank`-nearest row of the queue."""
         own = (ids.unsqueeze(1) == self.queue_id) & (ids.unsqueeze(1) >= 0)  # (b, slots)
         alike = (projected @ self.queue.T).masked_fill(own, -1.0)
-        return alike.topk(min(self.method.topk, len(self.queue)), dim=1).indices.gather(1, rank.unsqueeze(1)).squeeze(1)
+        return alike.topk(self.topk, dim=1).indices.gather(1, rank.unsqueeze(1)).squeeze(1)
 
     @torch.no_grad()
     def remember(self, projected: Tensor, ids: Tensor) -> None:
@@ -203,7 +205,7 @@ class Neighbours(Objective):
 
     def follow(self, encoder, progress):
         rests = self.rests(progress)
-        self.among.fill_(1.0 if rests else float(min(self.method.topk, len(self.queue))))
+        self.among.fill_(1.0 if rests else float(self.topk))
         self.move(0.0 if rests else self.method.momentum)
 
     @torch.no_grad()

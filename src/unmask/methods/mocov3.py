@@ -34,6 +34,7 @@ class MoCoV3:
     # main_moco.py: BYOL's two views, here with bilinear crops
     views = Crops(global_scale=(0.08, 1.0), interpolation="bilinear", blur=(1.0, 0.1, 0.0), solarise=(0.0, 0.2, 0.0))
     short_rate = 5e-4  # per 256 pictures, of runs of under 20,000 steps: as DINO's, not measured
+    compares = True  # pictures of one batch
     row = ("views", "none", "–", "projector, predictor", "EMA teacher of the other view → InfoNCE")
 
     temperature: float = 0.2  # by which likenesses are divided

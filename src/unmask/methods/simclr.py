@@ -30,6 +30,7 @@ class SimCLR:
     paper = Train(epochs=300, batch_size=4096, base_lr=1.5e-4, min_lr=0.0, warmup_epochs=40, weight_decay=0.1, betas=(0.9, 0.999))  # MoCo v3's
     views = Crops(global_scale=(0.08, 1.0), jitter_by=(0.8, 0.8, 0.8, 0.2), blur=(0.5, 0.5, 0.0), blur_kernel="a tenth", solarise=(0.0, 0.0, 0.0))
     short_rate = 5e-4  # per 256 pictures, of runs of under 20,000 steps: as DINO's, not measured
+    compares = True  # pictures of one batch
     row = ("views", "none", "–", "projector", "the other view among all → cross-entropy")
 
     temperature: float = 0.1  # by which cosines are divided

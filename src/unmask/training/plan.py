@@ -154,13 +154,26 @@ def length(train: Any, recipe: Recipe, count: int, device: str) -> tuple[Any, li
                     else f"epochs {epochs}: {epochs * count:,} pictures seen (the paper: {recipe.method.paper.epochs:g} epochs of ImageNet)")
     if train.time is None:
         train = fixed(train, count)
-    share(train.batch_size, train.accumulate, train.devices * train.nodes)  # refuses a batch that cannot be split
+    together(recipe.method, recipe.name, train)
     if recipe.trunk.init is not None and train.encoder_rate is None:
         train = replace(train, encoder_rate=INIT_RATE)
         said.append(f"encoder_rate {INIT_RATE:g}: what --init brings learns at a tenth of the rate, so that it survives the first steps")
     chosen, line = precision(train, device)
     said.append(line)
     return replace(train, accelerator=device, precision=chosen), said
+
+
+def together(method: Any, name: str, train: Any) -> None:
+    """Refuse a batch that cannot be split, or that leaves a method that `compares` pictures alone with one."""
+    parts = train.accumulate * train.devices * train.nodes
+    if share(train.batch_size, train.accumulate, train.devices * train.nodes) < least(method):
+        apart = f", two for each of {parts} (processes times --accumulate)" if parts > 1 else ""
+        raise Refused(f"{name} compares pictures: --batch_size {2 * parts} or more{apart}")
+
+
+def least(method: Any) -> int:
+    """How many pictures a process must see at once."""
+    return 2 if getattr(method, "compares", False) else 1
 
 
 def fixed(train: Any, count: int) -> Any:
@@ -212,7 +225,7 @@ def paced(recipe: Recipe, pace: Pace) -> tuple[Recipe, list[str]]:
         train = fits(train, pace, CPU_TIME)
         said.append(f"steps {train.steps:,}: an hour on this CPU; say --epochs, --steps or --time for another length")
     if pace.memory:
-        train, more = fitting(train, pace.memory, torch.cuda.mem_get_info()[0], bool(recipe.given & {"accumulate"}))
+        train, more = fitting(train, pace.memory, torch.cuda.mem_get_info()[0], bool(recipe.given & {"accumulate"}), least(recipe.method))
         said += more
     if train.checkpoint_every is None and train.devices * train.nodes > 1:  # several processes must agree: by steps, not by the clock
         train = replace(train, checkpoint_every=max(1, round(SAVE / pace.step)))
@@ -237,11 +250,12 @@ def announced(recipe: Recipe, pace: Pace, count: int) -> str:
     return f"{steps:,} steps of {batch} pictures, {steps * batch / count:,.1f} epochs: about {duration(spent)}, until {end:%d %b %H:%M} (estimated from {pace.pictures} pictures computed here)"
 
 
-def fitting(train: Any, each: float, free: float, told: bool) -> tuple[Any, list[str]]:
-    """The fewest parts of a step's batch that fit into GPU memory, at `each` bytes a picture; what a person said is left alone."""
+def fitting(train: Any, each: float, free: float, told: bool, least: int = 1) -> tuple[Any, list[str]]:
+    """The fewest parts of a step's batch, of `least` pictures or more, that fit into GPU memory at `each` bytes a picture; what a person said is left alone."""
     processes = train.devices * train.nodes
     rows = train.batch_size // processes
-    parts = next((n for n in range(train.accumulate, rows + 1) if rows % n == 0 and each * rows / n <= ROOM * free), rows)
+    ways = [n for n in range(train.accumulate, rows // least + 1) if rows % n == 0]
+    parts = next((n for n in ways if each * rows / n <= ROOM * free), max(ways, default=train.accumulate))
     if told or parts == train.accumulate:
         return train, []
     return replace(train, accumulate=parts), [f"accumulate {parts}: {rows} pictures at once would need about {each * rows / 2**30:.0f} GiB of GPU memory"]

@@ -104,6 +104,7 @@ def check_data(folder: RunFolder, recipe: Recipe, data: Any, force: bool) -> Rec
     if fingerprint != kept["fingerprint"] and not force:
         raise Refused(f"the pictures in {recipe.data} are not those that the run began with ({kept['count']:,} then, {count:,} now); --force goes on with them")
     torch.set_num_threads(kept["threads"])  # another number of threads adds in another order: the last bits would differ
+    plan.together(recipe.method, recipe.name, recipe.train)
     return replace(recipe, train=plan.fixed(recipe.train, count))
 
 

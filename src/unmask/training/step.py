@@ -82,8 +82,8 @@ class Mover:
             x = pictures.finish(read, device)
             noise = seeds.uniform((batch, learner.draws(x)), seed, "noise", step).to(device, non_blocking=True)
             rows = None if world * parts == 1 else share_of(batch, parts, part, world, rank).to(device)
+            seeds.reseed(seed, "dropout", step, rank, part)  # here: reading draws numbers of its own at its start, and a mask may ask a network with dropout
             drawn = {name: given for name, given in (("rows", rows), ("mask", learner.draw_mask(x, noise, rows))) if given is not None}
-            seeds.reseed(seed, "dropout", step, rank, part)  # here: reading draws numbers of its own at its start
             with fabric.no_backward_sync(self.model, enabled=part + 1 < parts):
                 losses = self.model(x, noise, **drawn)
                 fabric.backward(losses["loss"] / parts)
