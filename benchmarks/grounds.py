@@ -111,6 +111,7 @@ EXPERIMENTS = (  # what the field has found out about masked autoencoders (arXiv
     *varied("decoder depth", "method.decoder_depth", {f"decoder{depth}": depth for depth in (1, 2, 4, 8)}),
     Entry("mae", "tokens", "mask tokens in the encoder", learner=f"{Path(__file__).with_name('mask_tokens.py')}:MaskTokens"),
     *varied("augmentation", "views.scale", {"whole": (1.0, 1.0)}),
+    Entry("dae", "noisier", "how much noise asks for more than the patch itself tells", changes={"method.amount": 2.0}),
     Entry("simmim", "normalised", "what SimMIM asks for: raw pixels, or each patch normalised", changes={"method.norm_pix": True}),
     Entry("data2vec", "instance", "what data2vec's teacher says, without what the whole picture shares", changes={"method.norm": "instance"}),
 )
