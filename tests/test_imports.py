@@ -13,7 +13,7 @@ import unmask
 ROOT = Path(unmask.__file__).parent
 ORDER = [  # the tree of the design, in reading order; inside a package only circles are forbidden
     *("errors", "settings", "options", "seeds", "patches", "mask", "masking", "encoders", "decoders", "heads", "losses", "contrast", "tokenizers", "interchange"),
-    *("targets", "model", "text", "self_distillation", "methods", "load_published", "load", "recipe", "data", "optim", "run", "evaluation", "visualize", "training", "transfer", "compare"),
+    *("targets", "model", "text", "contrasting", "self_distillation", "methods", "load_published", "load", "recipe", "data", "optim", "run", "evaluation", "visualize", "training", "transfer", "compare"),
     *("api", "quickstart", "proof", "testing", "commands", "cli", "__main__"),
 ]
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")

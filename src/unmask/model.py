@@ -36,6 +36,7 @@ class Learner(nn.Module, ABC):
 
     undecayed: tuple[str, ...] = ()
     pooling: str = "cls"
+    again: float = 0.0  # share of the run at which a second stage begins, with a warm-up and a schedule of its own; 0: there is one
     remedy: str = "Start again with a lower --lr or a longer warm-up; `unmask inspect` finds data that is all alike."  # where its features collapse
 
     def draws(self, x: Signal) -> int:

@@ -252,7 +252,8 @@ class Train:
     batch_size: int | None = None  # pictures an optimiser step, over all processes and accumulation
     accumulate: int = 1  # parts in which a step's batch is computed, to save memory
     lr: float | None = None  # the absolute peak learning rate, at the effective batch
-    base_lr: float = 1.5e-4  # learning rate per 256 pictures of the effective batch; --lr goes before it
+    base_lr: float = 1.5e-4  # learning rate at 256 pictures of the effective batch; --lr goes before it
+    lr_by: Literal["linear", "root"] = "linear"  # how base_lr grows with the effective batch: as it, or as its square root
     min_lr: float = 0.0  # where the cosine ends
     encoder_rate: float | None = None  # what the encoder's learning rate is multiplied by; not given: .1 with --init, else 1
     warmup_epochs: float = 40.0  # epochs of linear warm-up; never more than 10 % of the run

@@ -11,7 +11,7 @@ from unmask.masking import SomeViews
 from unmask.methods.ibot import IBOT
 from unmask.optim.groups import parameter_groups
 from unmask.self_distillation import Warm
-from unmask.testing import SMALL, check_masking
+from unmask.testing import SMALL, check_masking, pictures
 
 OFFICIAL = "bytedance/ibot@"
 CLOSE = {"rtol": 1e-5, "atol": 2e-6}
@@ -119,6 +119,19 @@ def test_masks_keep_the_contract(blocks):
     mask = SomeViews(blocks=blocks)((8, 8), seeds.uniform((64, SomeViews(blocks=blocks).draws((8, 8))), 0, "masks"))
     sums = mask.weight.sum(1)
     assert ((sums - 1).abs() < 1e-5).logical_or(sums == 0).all() and (sums == 0).any()
+
+
+def test_nothing_is_masked_before_the_start():
+    """The official loader's ratio is 0 before `pred_start_epoch`, from which the temperature for patches waits too."""
+    learner = IBOT(prototypes=16, hidden=16, bottleneck=8, patches_start=0.25, drop_path=0).build(**SMALL, img_size=(32, 32))
+    x = pictures(8)
+    noise = seeds.uniform((4, learner.draws(x)), 0, "start")
+    hidden = {}
+    for progress in (0.2, 0.25):
+        learner.before_step(progress, 0.5)
+        mask = learner.draw_mask(x, noise)
+        hidden[progress] = int(mask.map.sum()), float(learner(x, mask=mask)["patches"].detach())
+    assert hidden[0.2] == (0, 0.0) and min(hidden[0.25]) > 0
 
 
 def test_the_papers_numbers():

@@ -94,7 +94,10 @@ def test_layers_are_slower_below_and_rest_while_the_head_learns():
     assert [factor(0.5) for factor, _ in (block, last, norm)] == pytest.approx([0.65**2, 0.65, 1.0])  # only the final norm learns at the full rate
     assert (last[1], norm[1]) == (0.05, 0.0)
     factor, decay = told["objectives.contrast.projector.0.weight"]
-    assert factor(0.1) == 1 and decay == 1e-5
+    assert factor(0.1) == factor(0.6) == 1 and decay == 1e-5
+    assert learner.again == 0.5 and MAECT(joint=True, **TINY).build(**SMALL, img_size=(32, 32)).again == 0
+    aug = MAECT(head_rate=5.0, **TINY).build(**SMALL, img_size=(32, 32))
+    assert any(factor(0.1) == 1 and factor(0.6) == 5 for factor in parameter_groups(aug, MAECT.paper)[1])
 
 
 def test_a_picture_is_no_neighbour_of_itself():
@@ -160,8 +163,8 @@ def test_a_run_goes_on_from_a_pre_trained_one(tmp_path):
     words = {f"method.{name}": value for name, value in TINY.items()}
     with pytest.raises(Refused, match="--init RUN"):
         unmask.pretrain("mae_ct", str(folder), tmp_path / "none", **size, **words)
-    tuned = unmask.pretrain("mae_ct", str(folder), tmp_path / "tuned", init=str(run), **size, **words)
+    tuned = unmask.pretrain("mae_ct", str(folder), tmp_path / "tuned", init=str(run), **size | {"steps": 4}, **words)  # two stages of two steps, of which the first has rate 0
     before, after = unmask.load_encoder(run).state_dict(), unmask.load_encoder(tuned).state_dict()
     assert torch.equal(before["blocks.0.mlp.fc1.weight"], after["blocks.0.mlp.fc1.weight"]) and not torch.equal(before["blocks.1.mlp.fc1.weight"], after["blocks.1.mlp.fc1.weight"])
     learner = unmask.load(tuned)
-    assert learner.objectives["contrast"].place == 8 and set(learner.objectives["contrast"].queue_id[:8].tolist()) <= set(range(6))
+    assert learner.objectives["contrast"].place == 16 and set(learner.objectives["contrast"].queue_id[:16].tolist()) <= set(range(6))

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from unmask.contrast import nt_xent, perceptron
 from unmask.methods.simclr import SimCLR
+from unmask.optim.groups import parameter_groups
 from unmask.testing import SMALL, pictures
 
 OFFICIAL = "google-research/simclr@"
@@ -74,3 +75,25 @@ def test_both_views_pass_the_batch_norm_together():
     learner.objectives["contrast"].head[1].register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     learner({"global": x})
     assert seen == [8] and learner.objectives["contrast"].head[0].out_features == 48
+
+
+def test_everything_decays_as_in_moco_v3():
+    learner = SimCLR(out=16).build(**SMALL, img_size=(32, 32))
+    groups, factors = parameter_groups(learner, SimCLR.paper)
+    assert [group["weight_decay"] for group in groups] == [0.1] and factors == [None]
+    assert any(weight.dim() == 1 for weight in groups[0]["params"])
+
+
+def test_pictures_that_look_alike_are_noticed():
+    learner, x = SimCLR(out=16).build(**SMALL, img_size=(32, 32)).train(), pictures(8)
+    learner({"global": x})
+    assert learner.collapsed() is None and learner.signs()["pictures_alike"] < 0.97
+    with torch.no_grad():
+        for block in learner.encoder.trunk.blocks:
+            block.attn.proj.weight.zero_()  # the class token sees no picture any more
+    learner({"global": x})
+    said, remedy = learner.collapsed()
+    assert "1.000" in said and "--method.temperature" in remedy and learner.signs()["loss_of_guessing"] == pytest.approx(1, abs=0.1)
+    learner.eval()
+    learner({"global": x[:2]})
+    assert learner.collapsed() is not None, "looking on notes nothing"

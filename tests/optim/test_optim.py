@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from unmask.methods.dinov2 import DINOv2
 from unmask.methods.mae import MAE
 from unmask.model import Learner
 from unmask.optim import groups, schedule
@@ -59,6 +60,18 @@ def test_the_weight_decay_moves_as_a_cosine():
 def test_the_rate_is_linear_in_the_batch():
     assert schedule.scaled_rate(None, 1.5e-4, 4096) == pytest.approx(2.4e-3)
     assert schedule.scaled_rate(1e-3, 1.5e-4, 4096) == 1e-3
+
+
+def test_the_rate_by_the_root_of_the_batch_is_dinov2s():
+    paper = DINOv2.paper
+    rates = {batch: schedule.scaled_rate(None, paper.base_lr, batch, paper.lr_by) for batch in (256, 1024, 2048)}
+    assert rates == pytest.approx({256: 2e-3, 1024: 4e-3, 2048: 5.66e-3}, rel=1e-3)
+    assert schedule.scaled_rate(1e-3, paper.base_lr, 64, "root") == 1e-3 and Train().lr_by == "linear"
+
+
+def test_a_run_may_have_two_stages():
+    assert schedule.stage(7, 10, 0.0) == (7, 10) == schedule.stage(7, 10, 1.0)
+    assert [schedule.stage(step, 10, 0.4) for step in (0, 3, 4, 9)] == [(0, 4), (3, 4), (0, 6), (5, 6)]
 
 
 def named(names: list[str]) -> list[tuple[str, nn.Parameter]]:

@@ -49,6 +49,18 @@ def test_what_nobody_said_is_chosen_with_a_reason(data):
     assert recipe.train.steps == 200 and recipe.train.base_lr == 1e-3
 
 
+def test_networks_of_stages_are_small_on_a_cpu_too(data):
+    """hiera_mae's own network is 96 wide at first and 768 at last, whose decoder would be the paper's 512 x 8."""
+    recipe = settle("hiera_mae", str(data), None, {"img_size": 32, "accelerator": "cpu"})
+    recipe, said = plan.choose(recipe, 1000, pretraining.measured(recipe, pretraining.opened(recipe)))
+    assert (recipe.trunk.model, recipe.trunk.patch_size, recipe.trunk.width) == ("hiera_tiny_224", 1, 24) and any("192 at last" in line for line in said)
+    learner = find("hiera_mae")().build(recipe.trunk.model, recipe.trunk.img_size, patch_size=1, width=recipe.trunk.width)
+    recipe, _ = plan.sized(recipe, learner)
+    assert learner.encoder.width == 192 and (recipe.method.decoder_width, recipe.method.decoder_depth) == (128, 4)
+    asked = settle("hiera_mae", str(data), None, {"img_size": 32, "accelerator": "cpu", "model": "hiera_tiny_224", "patch_size": 1})
+    assert plan.choose(asked, 1000, pretraining.measured(asked, pretraining.opened(asked)))[0].trunk.width is None
+
+
 def test_an_hour_at_most_where_nobody_said_how_long(data):
     recipe, _ = choice(data, accelerator="cpu")
     slow, said = plan.paced(recipe, plan.Pace(60.0, 32))

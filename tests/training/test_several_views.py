@@ -100,18 +100,40 @@ def test_networks_of_one_size_take_no_local_crops(data, tmp_path):
     assert unmask.pretrain("dino", data, tmp_path / "run", **swin, **{"views.local_crops": 0})
 
 
-COLLAPSES = {  # what provokes it, and what must be said
-    "even": ({"method.teacher_temp": 2.0, "method.teacher_temp_start": 2.0}, "tell nothing", "--method.teacher_temp"),
-    "one thing": ({"method.momentum": 0.0, "method.momentum_end": 0.0, "lr": 0.05, "method.teacher_temp": 0.02, "method.teacher_temp_start": 0.02}, "one thing|collapse", "--method.|--lr"),
+EVEN = HEAD | {"steps": 20, "monitor_every": 10, "views.local_crops": 2, "method.teacher_temp": 2.0, "method.teacher_temp_start": 2.0}
+WILD = {"lr": 5.0, "steps": 24, "monitor_every": 6, "method.out": 16}
+COLLAPSES = {  # the method, what provokes it, and what must be said
+    "dino": ("dino", EVEN, "tell nothing", "--method.teacher_temp"),
+    "ibot": ("ibot", EVEN, "tell nothing", "--method.teacher_temp"),
+    "dinov2": ("dinov2", EVEN, "tell nothing", "--method.teacher_temp"),
+    "mocov3": ("mocov3", WILD | {"method.hidden": 32}, "no picture is told from another", "--method.temperature.*--method.freeze_patches"),
+    "simclr": ("simclr", WILD, "no picture is told from another", "--method.temperature.*--method.freeze_patches"),
+    "mae_ct": ("mae_ct", WILD | {"method.joint": True, "method.hidden": 32, "method.queue": 32, "steps": 6, "monitor_every": 3}, "no picture is told from another", "--method.queue"),
+    "one thing": ("dino", HEAD | {"steps": 40, "monitor_every": 10, "views.local_crops": 2} | {"method.momentum": 0.0, "method.momentum_end": 0.0, "lr": 0.05, "method.teacher_temp": 0.02, "method.teacher_temp_start": 0.02}, "one thing|collapse", "--method.|--lr"),
 }
 
 
 @pytest.mark.parametrize("kind", COLLAPSES)
 def test_a_provoked_collapse_is_named_with_its_remedy(kind, data, tmp_path):
-    settings, said, remedy = COLLAPSES[kind]
-    run = unmask.pretrain("dino", data, tmp_path / "run", **TINY | HEAD | {"steps": 40, "monitor_every": 10, "views.local_crops": 2} | settings)
+    method, settings, said, remedy = COLLAPSES[kind]
+    run = unmask.pretrain(method, data, tmp_path / "run", **TINY | settings)
     (warning,) = [line for line in (run / "log.txt").read_text().splitlines() if "warning" in line and "alike" in line]
     assert re.search(said, warning) and re.search(remedy, warning)
+    assert "no collapse" not in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("method", ["mocov3", "simclr"])
+def test_pictures_that_are_told_apart_raise_no_alarm(method, data, tmp_path):
+    run = unmask.pretrain(method, data, tmp_path / "run", **TINY | {"steps": 12, "monitor_every": 4, "method.out": 16})
+    assert "alike" not in (run / "log.txt").read_text()
+    assert all(row["pictures_alike"] < 0.9 for row in rows(run) if "pictures_alike" in row) and "pictures_alike" in rows(run)[-1]
+
+
+def test_the_second_stage_of_mae_ct_has_a_rate_of_its_own(data, mae, tmp_path):
+    words = {"init": str(mae), "method.hidden": 32, "method.out": 16, "method.queue": 24, "steps": 20, "warmup_epochs": 1, "encoder_rate": 1.0}
+    run = unmask.pretrain("mae_ct", data, tmp_path / "run", **TINY | words)
+    rates = [row["lr"] for row in rows(run) if "lr" in row]
+    assert len(rates) == 20 and rates[0] == rates[10] == 0 and max(rates[10:]) == max(rates[:10]) == rates[12] and rates[9] < 0.1 * rates[12]
 
 
 def test_a_run_that_does_not_collapse_raises_no_alarm(data, tmp_path):

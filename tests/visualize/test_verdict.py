@@ -95,3 +95,12 @@ def test_knn_while_training_is_judged_beside_chance(tmp_path):
     assert about(watched("few", 24.0, 50), "kNN while")[0] == "open"
     assert about(watched("many", 34.0, 500), "kNN while")[0] == "good"
     assert about(watched("lost", 10.0, 500), "kNN while")[0] == "bad"
+
+
+def test_an_alarm_of_the_run_is_repeated(tmp_path):
+    """A contrastive learner notices a collapse that the rank of its features does not show."""
+    run = run_folder(tmp_path / "1", falling(), rank=9.0)
+    assert about(run, "no collapse")[0] == "note"
+    with (run / "log.txt").open("a") as log:
+        log.write("12:00:00 warning: at step 12 no picture is told from another, pictures look alike to the encoder. Start again.\n")
+    assert about(run, "no collapse") is None and about(run, "While it trained, at step 12 no picture is told from another")[0] == "bad"

@@ -23,23 +23,28 @@ def padded(covered: Tensor, noise: Tensor, most: int, grid: tuple[int, ...]) -> 
 class SomeViews(Masking):
     """A view is left whole with this chance, else a share of it is masked, uniform between two: blocks, or patches at random (iBOT, loader.py).
 
-    The least block has (shorter side / 3)² patches; the budget is not rounded, as in the source.
+    The least block has (shorter side / 3)² patches; the budget is not rounded, as in the source. Before the share `start` of the run no view is masked.
     """
 
     rated = False
 
-    def __init__(self, ratio: None = None, low: float = 0.1, high: float = 0.5, whole: float = 0.5, blocks: bool = True):
+    def __init__(self, ratio: None = None, low: float = 0.1, high: float = 0.5, whole: float = 0.5, blocks: bool = True, start: float = 0.0):
         if ratio is not None:
             raise ValueError("these masks have no mask_ratio: each view has a share of its own, between two")
         super().__init__(high)
-        self.low, self.high, self.whole, self.blocks = low, high, whole, blocks
+        self.low, self.high, self.whole, self.blocks, self.start = low, high, whole, blocks, start
+        self.waits = start > 0
+
+    def prepare(self, progress, u):
+        super().prepare(progress, u)
+        self.waits = progress < self.start
 
     def draws(self, grid):
         return 2 + (4 * Block.TABLE if self.blocks else 0) + math.prod(grid)
 
     def __call__(self, grid, noise, scores=None):
         N = math.prod(grid)
-        budget = N * (self.low + (self.high - self.low) * noise[:, 1]) * (noise[:, 0] >= self.whole)  # (B,)
+        budget = N * (self.low + (self.high - self.low) * noise[:, 1]) * (noise[:, 0] >= (2.0 if self.waits else self.whole))  # (B,)
         if self.blocks:
             block = Block(self.high, smallest=max(1, (min(grid) // 3) ** 2))
             covered = block.rectangles(grid, budget, noise[:, 2 : 2 + 4 * block.table].unflatten(1, (-1, 4))).flatten(1)

@@ -21,18 +21,18 @@ from unmask.targets.teacher import Rounding
 class DINOv2:
     """iBOT's two questions with spread-out features: the class tokens of different pictures are pushed apart (KoLeo).
 
-    Numbers of the recipe for ImageNet alone (configs/train/vitl16_short.yaml); for large runs heads of their own for patches (`shared_head` off)
+    Numbers of the recipe for ImageNet alone (configs/train/vitl16_short.yaml, whose patches have 16 pixels; the published networks', and so timm's, have 14); for large runs heads of their own for patches (`shared_head` off)
     and Sinkhorn's centring. `registers`: tokens without a place that the network may use as it likes (Darcet et al. 2023).
     """
 
     sentence = "iBOT's questions between views and of masked patches, and class tokens of different pictures pushed apart; registers if you like"
     source = "Oquab et al. 2023, arXiv:2304.07193"
     standing = "experimental"
-    # the paper's rate grows with the root of the batch: 4e-3 at 1024, so 5.66e-3 at 2048, of which an eighth stands here
-    paper = Train(epochs=100, batch_size=2048, base_lr=7.07e-4, min_lr=1e-6, warmup_epochs=10, weight_decay=0.04, weight_decay_end=0.4, betas=(0.9, 0.999), clip=3.0, clip_per="module")
+    # the paper's rate grows with the root of the batch: 4e-3 at 1024, so 2e-3 at 256 and 5.66e-3 at 2048
+    paper = Train(epochs=100, batch_size=2048, base_lr=2e-3, lr_by="root", min_lr=1e-6, warmup_epochs=10, weight_decay=0.04, weight_decay_end=0.4, betas=(0.9, 0.999), clip=3.0, clip_per="module")
     # blur is applied where it was meant to be left out, data/transforms.py: 0, .9 and .5, with nine taps
     views = Crops(global_scale=(0.32, 1.0), local_scale=(0.05, 0.32), local_crops=8, blur=(0.0, 0.9, 0.5), blur_kernel="9 taps", solarise=(0.0, 0.2, 0.0))
-    short_rate = 7.07e-4
+    short_rate = 2e-3
     row = ("patches, several views", "block .1–.5 of half the views", "token", "heads of prototypes", "EMA teacher, class token and patches → cross-entropy + KoLeo")
 
     prototypes: int | None = None  # paper: 65536, in large runs 131072; not given: the former, for encoders narrower than ViT-S 4096

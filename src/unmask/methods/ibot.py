@@ -48,7 +48,7 @@ class IBOT:
     centring: Literal["mean", "sinkhorn"] = "mean"  # a running mean of the teacher's logits is taken away, or its answers use all prototypes alike
     views_weight: float = 1.0  # how much the question between views counts
     patches_weight: float = 1.0  # how much that of patches counts
-    patches_start: float = 0.0  # share of the run after which the temperature for patches begins to rise
+    patches_start: float = 0.0  # share of the run before which nothing is masked, and the temperature for patches rests
     momentum: float | None = None  # of the teacher, a step, at the start; paper: .996; not given: that share of the run, 100 steps at least
     momentum_end: float = 1.0  # and at its end
     norm_last_layer: bool = True  # prototypes have length 1; else it is learned (paper: ViT-S)
@@ -66,7 +66,7 @@ class IBOT:
 
     def strategy(self, grid: tuple[int, ...], patch: tuple[int, ...]) -> SomeViews:
         """Which patches of the global views are hidden."""
-        return SomeViews(low=self.mask_low, high=self.mask_high, whole=self.whole, blocks=self.mask == "block")
+        return SomeViews(low=self.mask_low, high=self.mask_high, whole=self.whole, blocks=self.mask == "block", start=self.patches_start)
 
     def build(
         self,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask import losses
-from unmask.contrast import gathered, info_nce, perceptron
+from unmask.contrast import gathered, info_nce, perceptron, processes
+from unmask.contrasting import Contrasting, Watched
 from unmask.decoders import Transformer, default_size, patch_values
 from unmask.encoders.build import build
 from unmask.encoders.depth import layer_of
@@ -20,19 +21,20 @@ from unmask.encoders.features import Features
 from unmask.encoders.vit import fix_places, mae_init
 from unmask.errors import Refused
 from unmask.masking import Random
-from unmask.model import MaskedModel, Objective, Predict
+from unmask.model import Objective, Predict
 from unmask.settings import Crops, Ratio, Train, within
 from unmask.targets.pixels import Pixels
 from unmask.targets.teacher import average
 
 Pooling = Literal["cls", "avg"]
+REMEDY = "or a lower --method.temperature, or a longer --method.queue"
 
 
 @dataclass(frozen=True)
 class MAECT:
     """Go on from a pre-trained MAE: let the upper half of it sort pictures by what is in them, by the nearest neighbours of their features.
 
-    A neighbour of one view, out of a queue of earlier pictures, must be found again from the other view. First the head alone learns, on the encoder as it is; then the upper
+    A neighbour of one view, out of a queue of earlier pictures, must be found again from the other view. First the head alone learns, on the encoder as it is; then, in a second stage with a warm-up of its own, the upper
     half of the encoder, each layer slower than the one above it. `joint`: the simpler form, MAE and head at once, from the start and in all layers.
     Loss: InfoNCE, both ways; joint, the mean squared error of masked patches beside it.
     """
@@ -51,6 +53,7 @@ class MAECT:
     joint: bool = False  # train MAE and the head at once, from the start
     head_share: float = 0.5  # share of the run in which the head alone learns, unless joint
     frozen: float = 0.5  # share of the blocks, from below, that stay what they are, unless joint
+    head_rate: float = 1.0  # the head's rate beside the encoder's, once both learn, unless joint; MAE-CT(aug): 5
     layer_decay: float = 0.65  # rate of a layer beside the one above it, unless joint
     pooling: Literal["auto", "cls", "avg"] = "auto"  # class token or mean of the patches; auto: the mean, for ViT-L and larger the class token
     temperature: float = 0.15  # paper: .15 for ViT-B, .2 for L, .3 for H
@@ -66,7 +69,7 @@ class MAECT:
     def __post_init__(self):
         object.__setattr__(self, "mask_ratio", Ratio.of(self.mask_ratio))
         within(self, "head_share frozen layer_decay momentum", 0, 1)
-        within(self, "temperature weight", 0, above=True)
+        within(self, "temperature weight head_rate", 0, above=True)
         within(self, "topk queue hidden out", 1)
 
     @property
@@ -81,7 +84,7 @@ class MAECT:
         in_chans: int = 3,
         patch_size: int | None = None,
         **sizes: Any,
-    ) -> MaskedModel:
+    ) -> Contrasting:
         """A fresh learner over a timm VisionTransformer or Eva."""
         encoder: Any = build(model, img_size, in_chans, patch_size, masked="drop", **sizes)
         mae_init(encoder)
@@ -93,12 +96,13 @@ class MAECT:
         contrast = Neighbours(encoder.width, self, self.queue or (65536 if encoder.width >= 768 else 8192), pooling)
         if not self.joint:
             freeze(encoder.trunk, round(self.frozen * len(encoder.trunk.blocks)))
-            return MaskedModel(encoder, None, {"contrast": contrast}, views=2, pooling=pooling, groups=partial(slower_below, method=self))
+            groups = partial(slower_below, method=self)
+            return Contrasting(encoder, None, {"contrast": contrast}, views=2, pooling=pooling, groups=groups, remedy=REMEDY, again=self.head_share)
         width, depth, heads = default_size(encoder.width)
         decoder = Transformer(encoder.width, patch_values(encoder.patch, encoder.in_chans), encoder.own_grid, width, depth, heads)
         mae_init(decoder)
         parts: dict[str, Objective] = {"pixels": Predict(decoder, Pixels(encoder.patch, self.norm_pix), losses.mse), "contrast": contrast}
-        return MaskedModel(encoder, Random(self.mask_ratio), parts, views=2, pooling=pooling)
+        return Contrasting(encoder, Random(self.mask_ratio), parts, views=2, pooling=pooling, remedy=f"{REMEDY}; or a lower --method.weight")
 
 
 def freeze(trunk: Any, blocks: int) -> None:
@@ -121,14 +125,14 @@ def slower_below(learner: nn.Module, train: Train, method: MAECT) -> list[dict[s
             parts.setdefault((scale, weight.dim() > 1), []).append(weight)
     groups: list[dict[str, Any]] = []
     for (scale, decays), weights in parts.items():
-        rests = partial(after, share=method.head_share, scale=scale) if scale else 1.0
+        rests = partial(after, share=method.head_share, scale=scale or method.head_rate, before=0.0 if scale else 1.0)
         groups.append({"params": weights, "weight_decay": (train.weight_decay if scale else 1e-5) if decays else 0.0, "lr": rests})
     return groups
 
 
-def after(progress: float, share: float, scale: float) -> float:
-    """`scale` after a share of the run, and before it 0."""
-    return scale if progress >= share else 0.0
+def after(progress: float, share: float, scale: float, before: float) -> float:
+    """`scale` after a share of the run, and something else before it."""
+    return scale if progress >= share else before
 
 
 class Neighbours(Objective):
@@ -142,6 +146,7 @@ class Neighbours(Objective):
 
     def __init__(self, width: int, method: MAECT, slots: int, pooling: Pooling):
         super().__init__()
+        self.watched = Watched()
         self.method, self.pooling = method, pooling
         self.projector = perceptron((width, method.hidden, method.hidden, method.out), last="shift")
         self.predictor = perceptron((method.out, 2 * method.hidden, method.out))
@@ -175,7 +180,9 @@ class Neighbours(Objective):
         if self.training:
             self.remember(found[0], ids)
         likeness = self.method.temperature
-        return (info_nce(near[1], said[0], likeness) + info_nce(near[0], said[1], likeness)) / 2
+        loss = (info_nce(near[1], said[0], likeness) + info_nce(near[0], said[1], likeness)) / 2
+        self.watched.look(views[0], loss, len(views[0]) * processes()[1])
+        return loss
 
     @torch.no_grad()
     def nearest(self, projected: Tensor, ids: Tensor, rank: Tensor) -> Tensor:
@@ -207,6 +214,8 @@ class Neighbours(Objective):
         rests = self.rests(progress)
         self.among.fill_(1.0 if rests else float(self.topk))
         self.move(0.0 if rests else self.method.momentum)
+        if rests:  # nothing of the encoder can collapse, and the features of an MAE may be much alike
+            self.watched.told.zero_()
 
     @torch.no_grad()
     def move(self, keep: float) -> None:

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unmask.contrast import info_nce, perceptron, summary
+from unmask.contrast import info_nce, perceptron, processes, summary
+from unmask.contrasting import Contrasting, Watched, all_decay
 from unmask.encoders.adapter import Adapter
 from unmask.encoders.build import adapted, build
 from unmask.encoders.initial import moco_init
-from unmask.model import MaskedModel, Objective
+from unmask.model import Objective
 from unmask.settings import Crops, Train, within
 from unmask.targets.teacher import Rounding, average
+
+REMEDY = "or a lower --method.temperature, which pushes them further; and leave --method.freeze_patches on, for training breaks there first"
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,14 @@ class MoCoV3:
         in_chans: int = 3,
         patch_size: int | None = None,
         **sizes: Any,
-    ) -> MaskedModel:
+    ) -> Contrasting:
         """A fresh learner over any timm network that the other methods take; the paper's ViT-S has 12 heads (`--heads 12`)."""
         encoder: Any = build(model, img_size, in_chans, patch_size, **sizes)
         moco_init(encoder)
         if self.freeze_patches:
             encoder.trunk.patch_embed.requires_grad_(False)
         contrast = Contrast(encoder, self)
-        return MaskedModel(encoder, None, {"contrast": contrast}, views=2, groups=all_decay)
+        return Contrasting(encoder, None, {"contrast": contrast}, views=2, groups=all_decay, remedy=REMEDY)
 
 
 class Contrast(Objective):
@@ -73,6 +76,7 @@ class Contrast(Objective):
 
     def __init__(self, encoder: Adapter, method: MoCoV3):
         super().__init__()
+        self.watched = Watched()
         self.method, self.momentum = method, Rounding(method.momentum, method.momentum_end)
         self.projector = perceptron((encoder.width, method.hidden, method.hidden, method.out), last="norm")
         self.predictor = perceptron((method.out, method.hidden, method.out), last="norm")
@@ -89,10 +93,13 @@ class Contrast(Objective):
         return [self.teacher_projector(view) for view in summary(self.teacher(x)).chunk(2)]
 
     def forward(self, features, mask, x, encoder):
-        first, second = (self.queries(view) for view in summary(features).chunk(2))
+        seen = summary(features).chunk(2)
+        first, second = (self.queries(view) for view in seen)
         one, other = self.keys(encoder.take(x))
         likeness = self.method.temperature
-        return 2 * likeness * (info_nce(first, other, likeness) + info_nce(second, one, likeness))
+        found = info_nce(first, other, likeness) + info_nce(second, one, likeness)
+        self.watched.look(seen[0], found / 2, len(first) * processes()[1])
+        return 2 * likeness * found
 
     @torch.no_grad()
     def begin(self, encoder):
@@ -106,8 +113,3 @@ class Contrast(Objective):
         """The average moves towards the encoder; the counts of its batch norm are its own."""
         for mine, theirs in ((self.teacher.trunk, encoder.trunk), (self.teacher_projector, self.projector)):
             average(mine.parameters(), theirs.parameters(), keep)
-
-
-def all_decay(learner: nn.Module, train: Train) -> list[dict[str, Any]]:
-    """One group: everything that is trained decays, vectors and biases too (main_moco.py)."""
-    return [{"params": [weight for weight in learner.parameters() if weight.requires_grad], "weight_decay": train.weight_decay}]

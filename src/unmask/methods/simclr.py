@@ -7,12 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from unmask.contrast import nt_xent, perceptron, summary
+from unmask.contrast import nt_xent, perceptron, processes, summary
+from unmask.contrasting import Contrasting, Watched, all_decay
 from unmask.encoders.adapter import Adapter
 from unmask.encoders.build import build
 from unmask.encoders.initial import moco_init
-from unmask.model import MaskedModel, Objective
+from unmask.model import Objective
 from unmask.settings import Crops, Train, within
+
+REMEDY = "or a lower --method.temperature, which pushes them further; and leave --method.freeze_patches on, for training breaks there first"
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,13 @@ class SimCLR:
         in_chans: int = 3,
         patch_size: int | None = None,
         **sizes: Any,
-    ) -> MaskedModel:
-        """A fresh learner over any timm network that the other methods take."""
+    ) -> Contrasting:
+        """A fresh learner over any timm network that the other methods take; everything decays, as in MoCo v3."""
         encoder: Any = build(model, img_size, in_chans, patch_size, **sizes)
         moco_init(encoder)
         if self.freeze_patches:
             encoder.trunk.patch_embed.requires_grad_(False)
-        return MaskedModel(encoder, None, {"contrast": Contrast(encoder, self)}, views=2)
+        return Contrasting(encoder, None, {"contrast": Contrast(encoder, self)}, views=2, groups=all_decay, remedy=REMEDY)
 
 
 class Contrast(Objective):
@@ -65,8 +68,12 @@ class Contrast(Objective):
 
     def __init__(self, encoder: Adapter, method: SimCLR):
         super().__init__()
+        self.watched = Watched()
         hidden = method.hidden or encoder.width
         self.head, self.temperature = perceptron((encoder.width, hidden, hidden, method.out), last="scale"), method.temperature
 
     def forward(self, features, mask, x, encoder):
-        return nt_xent(self.head(summary(features)), self.temperature)
+        seen = summary(features)
+        loss = nt_xent(self.head(seen), self.temperature)
+        self.watched.look(seen.chunk(2)[0], loss / 2, len(seen) * processes()[1] - 1)
+        return loss

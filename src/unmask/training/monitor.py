@@ -151,14 +151,14 @@ class Monitor:
             self.progress.say(f"warning: no picture of step {step:,}: {type(error).__name__}: {error}")
 
     def warn(self, row: dict[str, Any]) -> None:
-        """The collapse alarm, once a run: of the features' rank, of their spread, or of what the learner itself knows about."""
-        rank, spread, said = row.get("rank"), row.get("feature_std"), None
-        if rank is not None and (rank < COLLAPSED or rank < FALL * self.highest):
+        """The collapse alarm, once a run: of what the learner itself knows about, whose remedy is the better one, else of the features' rank or their spread."""
+        rank, spread, said = row.get("rank"), row.get("feature_std"), self.learner.collapsed()
+        if said is not None:
+            pass
+        elif rank is not None and (rank < COLLAPSED or rank < FALL * self.highest):
             said = f"the features collapse: their effective rank is {rank:.1f} (highest {max(self.highest, rank):.1f})", self.learner.remedy
         elif spread is not None and spread < FALL * self.widest:
             said = f"the features collapse: their spread is {spread:.3f} (highest {self.widest:.3f})", self.learner.remedy
-        else:
-            said = self.learner.collapsed()
         if said is not None and row["step"] > 0 and not self.alarmed:
             self.alarmed = True
             self.progress.say(f"warning: at step {row['step']:,} {said[0]}, pictures look alike to the encoder. {said[1]}")

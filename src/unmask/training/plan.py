@@ -106,7 +106,10 @@ def network(recipe: Recipe, format: Format, device: str, encoder: bool = True) -
         least, *larger = vars(type(recipe.method))["patches"]
         patch = trunk.patch_size or max([least, *(size for size in larger if 4 * MERGED * size <= min(trunk.img_size or (short, most)))])
         trunk = replace(trunk, model=network, patch_size=patch)
-        said.append(f"model {network} with patches of {patch}: {recipe.name} is made for it, and hides squares of {MERGED * patch} pixels")
+        if device == "cpu" and trunk.width is None:  # it doubles with each of the three mergings
+            trunk = replace(trunk, width=CPU_WIDTH // MERGED)
+        small = f"; {trunk.width} wide at first, {MERGED * trunk.width} at last, for a CPU" if device == "cpu" else ""
+        said.append(f"model {network} with patches of {patch}: {recipe.name} is made for it, and hides squares of {MERGED * patch} pixels{small}")
     if trunk.img_size is None:
         staged = names.staged(trunk.model or "")
         patch = trunk.patch_size or (int(own[1]) if own else 4 if staged else None) or patch_for(min(short, most))

@@ -13,7 +13,7 @@ from unmask import seeds
 from unmask.data.loader import Batch
 from unmask.model import Learner, Signal
 from unmask.optim.groups import parameter_groups
-from unmask.optim.schedule import cosine, scaled_rate, warmup_cosine, warmup_steps
+from unmask.optim.schedule import LONGEST, cosine, scaled_rate, stage, warmup_cosine, warmup_steps
 from unmask.settings import Train
 from unmask.training.progress import Meter
 from unmask.training.task import Feed
@@ -48,7 +48,7 @@ class Mover:
             self.learner.compile()
         self.model, self.stepper = self.fabric.setup(self.learner, self.optimizer)
         self.warmup = warmup_steps(settings.warmup_epochs, per_epoch, settings.steps or 1)
-        self.peak = scaled_rate(settings.lr, settings.base_lr, settings.batch_size or 1)
+        self.peak = scaled_rate(settings.lr, settings.base_lr, settings.batch_size or 1, settings.lr_by)
 
     def step(self, step: int, pictures: Feed, batches: Iterator[Batch], meter: Meter, move: bool = True) -> Taken:
         """Make one; without `move` the weights stay, and all else goes on."""
@@ -63,7 +63,8 @@ class Mover:
         settings, steps = self.settings, self.settings.steps or 1
         at = step / steps
         self.learner.before_step(at, seeds.uniform((1,), settings.seed, "step", step).item())
-        rate = warmup_cosine(step, steps, self.warmup, self.peak, settings.min_lr)
+        here, length = stage(step, steps, self.learner.again)
+        rate = warmup_cosine(here, length, min(self.warmup, LONGEST * length), self.peak, settings.min_lr)
         ends = settings.weight_decay if settings.weight_decay_end is None else settings.weight_decay_end
         decay = cosine(step, steps, settings.weight_decay, ends) / settings.weight_decay if settings.weight_decay else 1.0
         for group, factor, own in zip(self.optimizer.param_groups, self.factors, self.decays):

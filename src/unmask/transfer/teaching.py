@@ -140,7 +140,7 @@ def evaluation(recipe: Recipe, learner: Classifier, feed: Supervised, folder: Ru
         "steps": train.steps,
         "epochs": round((train.steps or 0) * (train.batch_size or 0) / len(feed), 2),
         "batch_size": train.batch_size,
-        "lr": scaled_rate(train.lr, train.base_lr, train.batch_size or 0),
+        "lr": scaled_rate(train.lr, train.base_lr, train.batch_size or 0, train.lr_by),
         **settings,
         "shots": recipe.input.shots,
         "share": recipe.input.share,

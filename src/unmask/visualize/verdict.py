@@ -16,6 +16,7 @@ BASELINES = (
     ("copy_noisy", "handing the noisy picture back"),
 )
 SAME = ("n_train", "n_val", "val", "img_size", "classes", "metric", "shots", "share")  # what must agree before two measurements are compared
+ALIKE = "pictures look alike to the encoder"  # what the alarm of a run that trains says (training/monitor.py)
 FEW = 4  # codes in even use under which a vocabulary has collapsed
 HARDLY = 0.05  # of a baseline: a loss that is less than this below it has only begun to fall
 
@@ -202,6 +203,9 @@ def _codes(run: Run) -> list[Finding]:
 
 
 def _rank(run: Run) -> list[Finding]:
+    alarm = next((line.partition("warning: ")[2] for line in run.log if ALIKE in line), "")
+    if alarm:
+        return [Finding("bad", f"While it trained, {alarm}")]
     steps, ranks = run.column("rank")
     if not ranks:
         return []
