@@ -108,8 +108,8 @@ def network(recipe: Recipe, format: Format, device: str, encoder: bool = True) -
         trunk = replace(trunk, model=network, patch_size=patch)
         if device == "cpu" and trunk.width is None:  # it doubles with each of the three mergings
             trunk = replace(trunk, width=CPU_WIDTH // MERGED)
-        small = f"; {trunk.width} wide at first, {MERGED * trunk.width} at last, for a CPU" if device == "cpu" else ""
-        said.append(f"model {network} with patches of {patch}: {recipe.name} is made for it, and hides squares of {MERGED * patch} pixels{small}")
+        narrow = f"; {trunk.width} wide at first, {MERGED * trunk.width} at last, for a CPU" if device == "cpu" else ""
+        said.append(f"model {network} with patches of {patch}: {recipe.name} is made for it, and hides squares of {MERGED * patch} pixels{narrow}")
     if trunk.img_size is None:
         staged = names.staged(trunk.model or "")
         patch = trunk.patch_size or (int(own[1]) if own else 4 if staged else None) or patch_for(min(short, most))
