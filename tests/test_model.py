@@ -78,7 +78,10 @@ def test_the_loss_is_the_sum_of_its_parts():
     learner.objectives["ones"] = Predict(Linear(48, 3), Ones(), losses.l1, also=lambda step: step.each.sum(), named="threes")
     parts = learner(x, torch.rand(2, 16))
     assert list(parts) == ["ones", "threes", "twos", "loss"] and parts["loss"].isclose(parts["ones"] + parts["twos"] + parts["threes"])
-
+    for name in learner.objectives:
+        learner.objectives[name] = Predict(Linear(48, 3), Ones(), losses.l1, also=lambda step: step.each.sum(), named="twos")
+    parts = learner(x, torch.rand(2, 16))
+    assert list(parts) == ["ones", "ones.twos", "twos", "twos.twos", "loss"] and parts["loss"].isclose(sum(parts[name] for name in list(parts)[:-1]))
 
 
 def test_predict_says_what_is_predicted_and_what_is_true():

@@ -177,9 +177,8 @@ class Step(NamedTuple):
 class Predict(Objective):
     """Predict the target of what is masked.
 
-    `through(features, mask)`: what stands between encoder and decoder, where that is more than nothing (CAE's regressor). `also(step)`: a further
-    scalar that needs what the step has found, where finding it twice would cost much, and `named` what it is called. `weigh`: what each hidden patch counts (B, M), where not all
-    count alike; the mean is not divided by it.
+    `through(features, mask)`: what stands between encoder and decoder, where that is more than nothing (CAE's regressor). `also(step)`: a further scalar that needs what
+    the step has found, `named` so. `weigh`: what each hidden patch counts (B, M), where not all count alike; the mean is not divided by it.
     """
 
     def __init__(
@@ -203,8 +202,7 @@ class Predict(Objective):
         self.target.follow(encoder, progress)
 
     def forward(self, features, mask, x, encoder):
-        if self.through is not None:
-            features = self.through(features, mask)
+        features = features if self.through is None else self.through(features, mask)
         prediction = self.decoder(features, mask)  # (B, M, out)
         truth = self.target(first(x))  # (B, N, out), or codes (B, N)
         each = self.loss(prediction, mask.masked(truth))  # (B, M)
@@ -271,7 +269,9 @@ class MaskedModel(Learner):
         losses: dict[str, Tensor] = {}
         for name, objective in self.objectives.items():
             found = objective(features, mask, x, self.encoder)
-            losses |= {part or name: value for part, value in found.items()} if isinstance(found, dict) else {name: found}
+            for part, value in (found if isinstance(found, dict) else {"": found}).items():
+                taken = part in losses or part in self.objectives
+                losses[name if not part else f"{name}.{part}" if taken else part] = value
         return losses | {"loss": torch.stack(list(losses.values())).sum()}
 
     def after_step(self, progress):

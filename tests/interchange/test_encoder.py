@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 from unmask.encoders.build import build, create_trunk
 from unmask.encoders.vit import fix_places, mae_init
 from unmask.errors import Refused
-from unmask.interchange.encoder import load_encoder, resize, save_encoder
+from unmask.interchange.encoder import _random, load_encoder, resize, save_encoder
 from unmask.interchange.timm import photograph
+from unmask.methods.bootmae import BootMAE
+from unmask.methods.mocov3 import MoCoV3
 
 SMALL = {"width": 48, "depth": 2, "heads": 3}
 META = {"method": "mae", "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.3], "low": [0.0], "high": [255.0]}
@@ -109,6 +111,14 @@ def test_random_keeps_the_network_and_changes_its_weights_by_seed(run):
     assert (one.mean, one.img_size, one.kwargs) == (trained.mean, trained.img_size, trained.kwargs)
     bound = (6 / (48 + 3 * 48)) ** 0.5  # xavier-uniform, as a pre-training begins
     assert float(weight(one).abs().max()) == pytest.approx(bound, rel=0.02)
+
+
+@pytest.mark.parametrize("method", [BootMAE, MoCoV3])
+def test_random_keeps_row_first_places(method):
+    trunk = method().build("vit_tiny_patch16_224", (32, 32), patch_size=8, **SMALL).encoder.trunk
+    encoder = load_from_trunk(trunk)
+    drawn = _random(encoder, 0)
+    assert torch.equal(drawn.model.pos_embed, trunk.pos_embed) and not torch.equal(drawn.model.blocks[0].attn.qkv.weight, trunk.blocks[0].attn.qkv.weight)
 
 
 def test_random_name_takes_its_sizes():

@@ -20,6 +20,7 @@ from timm.models.eva import Eva
 from timm.models.hiera import Hiera
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from unmask import seeds
 from unmask.encoders.build import FAMILIES, create_trunk
@@ -30,7 +31,7 @@ from unmask.interchange.foreign import encoder_of, fill_whole, from_huggingface_
 from unmask.interchange.naming import identify
 from unmask.interchange.timm import Encoder, describe, rebuild, save_encoder
 from unmask.interchange.weights import read, read_safetensors
-from unmask.patches import resize_places, sincos
+from unmask.patches import resize_places, row_first, sincos
 from unmask.settings import FORMAT
 
 __all__ = ["Encoder", "describe", "load_encoder", "resize", "save_encoder"]
@@ -142,17 +143,20 @@ def _random(encoder: Encoder, seed: int) -> Encoder:
     model = rebuild(encoder.name, encoder.kwargs)
     if isinstance(model, VisionTransformer | Eva | Hiera):
         mae_init(model)
-        if not isinstance(model, Hiera) and (encoder.source.startswith("random:") or _places_are_fixed(encoder.model)):
+        if not isinstance(model, Hiera) and encoder.source.startswith("random:"):
             fix_places(model)
+        elif not isinstance(model, Hiera) and _places_are_fixed(encoder.model):
+            model.pos_embed = nn.Parameter(encoder.model.pos_embed.detach().clone(), requires_grad=False)
     return dataclasses.replace(encoder, model=model.eval().requires_grad_(False), source=f"{encoder.source}, weights drawn from seed {seed}")
 
 
 def _places_are_fixed(trunk: VisionTransformer | Eva) -> bool:
-    """Whether the absolute places are the sine-cosine table (a state dict does not tell fixed from learned)."""
+    """Whether the absolute places are a sine-cosine table, MAE's or the row-first one (a state dict does not tell fixed from learned)."""
     if trunk.pos_embed is None:
         return False
     rows = sincos(tuple(trunk.patch_embed.grid_size), trunk.embed_dim)
-    return torch.allclose(trunk.pos_embed[0, trunk.pos_embed.shape[1] - len(rows) :].cpu(), rows, atol=1e-4)
+    own = trunk.pos_embed[0, trunk.pos_embed.shape[1] - len(rows) :].cpu()
+    return any(torch.allclose(own, table, atol=1e-4) for table in (rows, row_first(rows)))
 
 
 def _statistics(own: Any, channels: int) -> dict[str, Any]:
