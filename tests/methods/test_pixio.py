@@ -119,6 +119,6 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(Refused, match="squares of 4x4"):
         Pixio(cell=4).build(**SMALL | {"patch_size": 16}, img_size=(224, 224))
     with pytest.raises(Refused, match="class tokens"):
-        Pixio().build(**SMALL | {"model": "eva02_tiny_patch14_224"}, img_size=(32, 32))
+        Pixio().build(**SMALL | {"model": "beit_base_patch16_224"}, img_size=(32, 32))
     with pytest.raises(ValueError, match="cls_tokens"):
         Pixio(cls_tokens=0)
