@@ -28,7 +28,7 @@ def said(capsys, *words) -> tuple[int, str, str]:
     return code, answer.out, answer.err
 
 
-@pytest.mark.parametrize("to", ["timm", "hf", "onnx", "safetensors"])
+@pytest.mark.parametrize("to", ["timm", "hf", "onnx", "safetensors", "paper"])
 def test_each_format_is_compared_on_the_runs_own_pictures(to, run, tmp_path, capsys):
     {"hf": lambda: pytest.importorskip("transformers"), "onnx": lambda: pytest.importorskip("onnxscript")}.get(to, lambda: None)()
     code, out, err = said(capsys, "export", run, "--to", to, "--out", tmp_path / "out", "--json")
@@ -36,6 +36,26 @@ def test_each_format_is_compared_on_the_runs_own_pictures(to, run, tmp_path, cap
     row = json.loads(out)
     assert row["to"] == to and row["difference"] < (1e-4 if to == "onnx" else 1e-9)
     assert "differ by at most" in err and "4 pictures of the run's data" in err
+
+
+@pytest.fixture(scope="module", params=["dino", "ibot", "dinov2", "mocov3"])
+def followed(request, run):
+    """A run after enough steps that its running average is not the student any more."""
+    own = {"mocov3": {"method.hidden": 16, "method.out": 8}}.get(request.param, {"method.prototypes": 24, "method.hidden": 16, "method.bottleneck": 8, "views.local_crops": 0})
+    words = {name: value for name, value in TINY.items() if not name.startswith("method.")} | own | {"steps": 6, "lr": 0.01, "method.momentum": 0.9}
+    return unmask.pretrain(request.param, run.parent / "photos", run.parent / request.param, **words)
+
+
+@pytest.mark.parametrize("to", ["timm", "hf", "onnx", "safetensors", "paper", "dit"])
+def test_a_run_with_a_teacher_is_compared_with_what_it_hands_on(to, followed, tmp_path, capsys):
+    {"hf": lambda: pytest.importorskip("transformers"), "onnx": lambda: pytest.importorskip("onnxscript")}.get(to, lambda: None)()
+    if to == "onnx" and followed.name != "dino":
+        pytest.skip("one is enough where a file takes its time to write")
+    learner = unmask.load(followed)
+    assert any(not torch.equal(mine, theirs) for mine, theirs in zip(learner.encoder.parameters(), learner.handed().parameters())) == (followed.name != "mocov3")
+    code, _, err = said(capsys, "export", followed, "--to", to, "--out", tmp_path / "out", "--json")
+    assert code == 0, err
+    assert "4 pictures of the run's data" in err or to == "dit"
 
 
 def test_without_the_data_a_photograph_is_used_and_that_is_said(run, tmp_path, capsys):
@@ -46,8 +66,11 @@ def test_without_the_data_a_photograph_is_used_and_that_is_said(run, tmp_path, c
     assert code == 0 and "crops of a photograph that comes with matplotlib: the run's data is not here" in out
 
 
-def test_the_learner_is_what_is_compared_with(run, tmp_path, capsys):
-    """encoder.safetensors that is not the trained encoder is found out, though it loads."""
+@pytest.mark.parametrize("to", ["timm", "safetensors", "onnx", "paper", "sam", "vitdet", "dit"])
+def test_the_learner_is_what_is_compared_with(to, run, tmp_path, capsys, monkeypatch):
+    """encoder.safetensors that is not the trained encoder is found out, though it loads; no folder stays behind."""
+    if to == "onnx":
+        pytest.importorskip("onnxscript")
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -56,8 +79,14 @@ def test_the_learner_is_what_is_compared_with(run, tmp_path, capsys):
     with safe_open(run / "encoder.safetensors", "pt") as file:
         words, state = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     save_file(state | {"norm.bias": state["norm.bias"] + 0.5}, copy / "encoder.safetensors", words)
-    code, _, err = said(capsys, "export", copy, "--out", tmp_path / "out")
-    assert code == 1 and "differs by" in err and not (tmp_path / "out").exists()
+    if to == "paper":  # it is written out of the learner itself: this time that is another
+        shutil.copy(run / "encoder.safetensors", copy)
+        with safe_open(run / "model.safetensors", "pt") as file:
+            words, state = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        monkeypatch.setattr("unmask.api.give.trained_of", lambda name, opened: None)
+        save_file(state | {"encoder.trunk.norm.bias": state["encoder.trunk.norm.bias"] + 0.5}, copy / "model.safetensors", words)
+    code, _, err = said(capsys, "export", copy, "--to", to, "--out", tmp_path / "out" / "of" / "it")
+    assert code == 1 and "differs by" in err and sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_a_whole_mae_goes_on_in_transformers(run, tmp_path, capsys):

@@ -85,9 +85,8 @@ class Learner(nn.Module, ABC):
         return {}
 
     def handed(self) -> Any:
-        """The timm network that is judged while it trains and handed on at the end: the encoder's, or a teacher's where papers judge that; None without an encoder."""
-        encoder = dict(self.named_children()).get("encoder")
-        return None if encoder is None else encoder.trunk
+        """The encoder that is judged while it trains and handed on at the end: its own, or a teacher's where papers judge that; None without one."""
+        return dict(self.named_children()).get("encoder")
 
     def signs(self) -> dict[str, float]:
         """What tells of a collapse beside the features: numbers for metrics.jsonl, by their names, of the last step."""

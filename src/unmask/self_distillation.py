@@ -227,8 +227,8 @@ class SelfDistilled(MaskedModel):
         return 0.0 if last and progress < self.terms.frozen else rate
 
     def handed(self):
-        """The teacher's network: what the papers publish and judge."""
-        return self.teacher["encoder"].trunk
+        """The teacher's: what the papers publish and judge."""
+        return self.teacher["encoder"]
 
     def notes(self):
         return ["the target is a teacher that follows the encoder: its loss may rise while the features get better; kNN and the features' rank tell"]

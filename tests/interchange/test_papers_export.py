@@ -46,7 +46,7 @@ def made(method, own, network):
         for name, weight in learner.named_parameters():
             if weight.requires_grad and "mask_token" not in name:
                 weight.add_(0.02 * torch.randn_like(weight))
-    return learner, encoder_of(learner.handed(), "run", {"mean": (0.5,) * 3, "std": (0.5,) * 3})
+    return learner, encoder_of(learner.handed().trunk, "run", {"mean": (0.5,) * 3, "std": (0.5,) * 3})
 
 
 @pytest.mark.parametrize("method", WRITERS)
@@ -85,8 +85,8 @@ def test_names_and_shapes_are_the_published_ones(method, network, published):
 def test_a_network_that_the_papers_code_has_not_is_refused(tmp_path):
     learner, encoder = made("eva", {"teacher": "random:vit_tiny_patch16_224"}, SMALL | {"model": "vit_base_patch16_224"})
     with pytest.raises(Refused, match="own code has no VisionTransformer"):
-        export_paper(learner.state_dict(), learner.encoder, "eva", encoder, tmp_path / "x.pth", Witness.of(encoder))
-    assert not (tmp_path / "x.pth").exists()
+        export_paper(learner.state_dict(), learner.encoder, "eva", encoder, tmp_path / "of" / "it" / "x.pth", Witness.of(encoder))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_run_of_a_paper_is_refused(tmp_path):

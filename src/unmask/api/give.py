@@ -165,10 +165,7 @@ def trained_of(name: str | Path, opened: Any) -> Callable[[Any], Any] | None:
         learner = load_learner(name)
     except UnmaskError:
         return None
-    parts = dict(learner.named_children())
-    encoder = parts.get("encoder")
-    if load(Path(name) / "config.yaml").get("weights") == "average":  # a fine-tuned run whose encoder is the moving average
-        encoder = dict(parts["average"].named_children())["encoder"]
+    encoder = learner.handed()  # a teacher's, or a moving average's, where that is what goes out
     if not isinstance(encoder, Adapter) or encoder.img_size != tuple(opened.img_size):
         return None
 

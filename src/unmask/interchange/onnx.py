@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from unmask import __version__
 from unmask.errors import Refused
-from unmask.interchange.timm import Encoder
+from unmask.interchange.timm import Encoder, folders_for
 from unmask.interchange.witness import Exported, Witness
 
 LARGEST = 2_000_000_000  # bytes: a protobuf message ends at 2 GiB, so larger weights go into a second file
@@ -78,19 +78,17 @@ def beside(file: Path) -> Iterator[Path]:
     import shutil
 
     folder = file.parent / f".{file.name}.{os.getpid()}"
-    made = not file.parent.exists()
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        parts = sorted(folder.iterdir(), reverse=True)  # the .data first: the .onnx appears when it is complete
-        for part in parts:
-            os.replace(part, file.parent / part.name)
-        if len(parts) == 1:  # an earlier export's weights, which this file does not use
-            file.with_name(f"{file.name}.data").unlink(missing_ok=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if made and not any(file.parent.iterdir()):
-            file.parent.rmdir()
+    with folders_for(folder):
+        folder.mkdir()
+        try:
+            yield folder
+            parts = sorted(folder.iterdir(), reverse=True)  # the .data first: the .onnx appears when it is complete
+            for part in parts:
+                os.replace(part, file.parent / part.name)
+            if len(parts) == 1:  # an earlier export's weights, which this file does not use
+                file.with_name(f"{file.name}.data").unlink(missing_ok=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def traced(encoder: Encoder, file: Path, outside: bool) -> None:

@@ -6,7 +6,9 @@ asks for. Tables that the official code computes when it is built are left out. 
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -27,7 +29,7 @@ from unmask.interchange.official import to_mae
 from unmask.interchange.papers import CROSSMAE, PIXIO
 from unmask.interchange.prefixes import all_in_theirs
 from unmask.interchange.relative import to_beit
-from unmask.interchange.timm import Encoder, write
+from unmask.interchange.timm import Encoder, folders_for, write
 from unmask.interchange.witness import Exported, Witness, look
 
 Rows = tuple[tuple[str, str], ...]  # (theirs, ours): prefixes, tried in order
@@ -109,14 +111,14 @@ def export_paper(state: State, adapter: Adapter, method: str, encoder: Encoder, 
     network = adapter.trunk
     heads = network.blocks[0].attn.num_heads if isinstance(network, VisionTransformer | Eva | Beit) else None
     hidden = file.with_name(f".{file.name}")
-    write(hidden, content.getvalue())
-    try:
-        opened = load_encoder(hidden, img_size=encoder.img_size, heads=heads, say=lambda line: None)
+    with folders_for(file), contextlib.ExitStack() as after:
+        after.callback(hidden.unlink, missing_ok=True)
+        write(hidden, content.getvalue())
+        try:
+            opened = load_encoder(hidden, img_size=encoder.img_size, heads=heads, say=lambda line: None)
+        except Refused:
+            raise Refused(f"--to paper: {method}'s own code has no {type(network).__name__} like this run's, so it could not open the file" + (f" (it has --model {OWN[method]})" if method in OWN else "") + "; --to timm takes any encoder") from None
         difference = witness.difference(look(opened.model.eval().forward_features, witness.pictures), "the file, opened as a published one,")
-    except Refused:
-        raise Refused(f"--to paper: {method}'s own code has no {type(network).__name__} like this run's, so it could not open the file" + (f" (it has --model {OWN[method]})" if method in OWN else "") + "; --to timm takes any encoder") from None
-    finally:
-        hidden.unlink()
-    write(file, content.getvalue())
+        os.replace(hidden, file)
     told = () if heads is None else (f"{file}: no such file tells the number of heads: {heads}, {adapter.width // heads} columns each",)
     return Exported(file, f"{method}'s own code", difference, (*told, witness.say(file, difference)))

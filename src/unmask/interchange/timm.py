@@ -145,15 +145,30 @@ def whole_folder(out: str | Path, own: frozenset[str]) -> Iterator[Path]:
     if place.is_file() or others:
         raise Refused(f"--out {out} is there already and " + (f"holds something else ({others[0]})" if others else "is a file") + ": give a new folder")
     hidden, before = (place.with_name(f".{place.name}.{os.getpid()}{end}") for end in ("", ".before"))
-    hidden.mkdir(parents=True)
+    with folders_for(hidden):
+        hidden.mkdir()
+        try:
+            yield hidden
+            if place.is_dir():
+                place.rename(before)
+            hidden.rename(place)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+            shutil.rmtree(before, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def folders_for(path: Path) -> Iterator[None]:
+    """The folders above `path`, made where they are missing; those that were made and hold nothing when the block ends are taken away again."""
+    missing = [folder for folder in path.resolve().parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield hidden
-        if place.is_dir():
-            place.rename(before)
-        hidden.rename(place)
+        yield
     finally:
-        shutil.rmtree(hidden, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
+        for folder in missing:  # the deepest first
+            if not folder.is_dir() or any(folder.iterdir()):
+                break
+            folder.rmdir()
 
 
 def photograph(encoder: Encoder, count: int = 4) -> Tensor:

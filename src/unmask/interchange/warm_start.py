@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from unmask.errors import Refused
 from unmask.interchange.timm import Encoder, write
-from unmask.interchange.witness import Exported, Witness, small
+from unmask.interchange.witness import Exported, Witness, look, small
 from unmask.patches import resize_places
 
 WINDOW = 14  # patches a side of a window, of SAM and ViTDet alike
@@ -103,6 +103,11 @@ def sam_state(encoder: Encoder, network: Any, grid: int) -> dict[str, Tensor]:
     return fresh | own
 
 
+def is_trained(encoder: Encoder, witness: Witness) -> None:
+    """Failed where what was opened is not the trained encoder: all that follows compares with what was opened."""
+    witness.difference(look(encoder.model.eval().forward_features, witness.pictures), "the encoder that was opened")
+
+
 @torch.inference_mode()
 def arrived(encoder: Encoder, pictures: Tensor) -> float:
     """How far the windowed network is from the encoder's own blocks on patches alone, where one window holds the picture: the largest difference."""
@@ -120,6 +125,8 @@ def arrived(encoder: Encoder, pictures: Tensor) -> float:
 
 def export_sam(encoder: Encoder, out: str | Path, witness: Witness, grid: int = GRID) -> Exported:
     """Write SAM's image encoder (OUT, or OUT/image_encoder.pth) in its own names, behind `image_encoder.`, once timm's network has opened it and run."""
+    check(encoder.model)
+    is_trained(encoder, witness)
     difference = arrived(encoder, witness.pictures)
     network = sam_network(encoder, grid)
     state = sam_state(encoder, network, grid)
@@ -139,6 +146,7 @@ def export_vitdet(encoder: Encoder, out: str | Path, witness: Witness, grid: int
     rows, columns = encoder.model.patch_embed.grid_size
     if rows != columns:
         raise Refused(f"--to vitdet: its table of places is that of a square picture, and this encoder's is {rows} x {columns} patches: --img_size SIDE")
+    is_trained(encoder, witness)
     difference = arrived(encoder, witness.pictures)
     network = sam_network(encoder, grid)
     state = {name: value for name, value in sam_state(encoder, network, grid).items() if not name.startswith("neck.")}
@@ -182,6 +190,7 @@ def dit_block(state: Mapping[str, Tensor], i: int, x: Tensor, modulation: Tensor
 def export_dit(encoder: Encoder, out: str | Path, witness: Witness) -> Exported:
     """Write the blocks of a diffusion transformer (OUT, or OUT/dit.pth): attention and the layers behind it. All else begins in DiT's own code."""
     state, model = dit_state(encoder), encoder.model.eval()
+    is_trained(encoder, witness)
     heads = model.blocks[0].attn.num_heads
     x = model.patch_embed(witness.pictures[:2].float()).reshape(min(2, len(witness.pictures)), -1, model.embed_dim)  # (B, N, D)
     through = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 1.0]).view(1, 6, 1).expand(len(x), 6, model.embed_dim)  # no shift, no scale, gates open

@@ -6,16 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
 from unmask.model import Learner
 from unmask.run import tensors
 from unmask.run.folder import RunFolder
 
 
-def trunk_of(learner: nn.Module) -> Any:
-    """The timm model in a learner; None for learners without an encoder (tokenizers)."""
-    encoder = dict(learner.named_children()).get("encoder")
+def trunk_of(encoder: Any) -> Any:
+    """The timm model of a learner's encoder; None where there is none (tokenizers)."""
     return None if encoder is None else encoder.trunk
 
 

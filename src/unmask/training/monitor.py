@@ -24,6 +24,7 @@ from unmask.model import Learner, MaskedModel, Predict, Signal, first
 from unmask.run.records import COLLAPSED, FALL
 from unmask.settings import Train
 from unmask.targets.pixels import Pixels
+from unmask.training.finish import trunk_of
 from unmask.training.pace import stills
 from unmask.training.progress import Progress
 
@@ -81,7 +82,7 @@ class Monitor:
 
     def __init__(self, learner: Learner, pictures: Pictures, folder: Path, settings: Train, device: torch.device, progress: Progress, untrained: bool = True):
         self.learner, self.pictures, self.folder, self.device, self.progress = learner, pictures, folder, device, progress
-        self.trunk, self.untrained = learner.handed(), untrained
+        self.trunk, self.untrained = trunk_of(learner.handed()), untrained
         self.highest, self.widest, self.alarmed = 0.0, 0.0, False
         self.order = torch.rand(len(pictures), generator=torch.Generator().manual_seed(seeds.key(settings.seed, "monitor"))).argsort()
         self.most = stills(settings)

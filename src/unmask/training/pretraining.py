@@ -71,14 +71,14 @@ class Pretraining(Task):
         return pictures_of(recipe, opened(recipe, data), kept, quarantine)
 
     def metadata(self, recipe: Recipe, kept: Mapping[str, Any], learner: Learner) -> dict[str, str]:
-        trunk = learner.handed()
+        trunk = trunk_of(learner.handed())
         return ({} if trunk is None else describe(trunk, statistics_of(recipe, kept))) | metadata_of(recipe.method, recipe.name, **words_of(recipe, kept))
 
     def watch(self, recipe: Recipe, learner: Learner, feed: Any, folder: RunFolder, device: torch.device, progress: Progress) -> Watch:
         return Monitor(learner, feed, folder.pictures, recipe.train, device, progress, untrained=recipe.trunk.init is None)
 
     def finish(self, recipe: Recipe, kept: Mapping[str, Any], learner: Learner, feed: Any, folder: RunFolder, metadata: Mapping[str, str], step: int) -> None:
-        trunk = learner.handed()
+        trunk = trunk_of(learner.handed())
         if trunk is not None:
             save_encoder(folder.path / "encoder.safetensors", trunk, statistics_of(recipe, kept))
         here, there = shlex.quote(str(folder.path)), shlex.quote(recipe.data) if isinstance(recipe.data, str) else "DATA"
@@ -153,7 +153,7 @@ def begun(recipe: Recipe, kept: Mapping[str, Any]) -> tuple[Learner, list[str]]:
     seeds.reseed(recipe.train.seed, "init")
     method = find(recipe.name)(**vars(recipe.method))  # the recipe's own was made without importing its file
     learner = method.build(**words_of(recipe, kept))
-    trunk, init, said = trunk_of(learner), recipe.trunk.init, list[str]()
+    trunk, init, said = trunk_of(dict(learner.named_children()).get("encoder")), recipe.trunk.init, list[str]()
     if init is not None:
         if trunk is None:
             raise Refused(f"--init fills an encoder, and {recipe.name} has none")

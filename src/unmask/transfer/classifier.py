@@ -6,7 +6,7 @@ import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -44,7 +44,8 @@ class Classifier(Learner):
     """Pictures to answers. `encoder.trunk` is timm's network, unchanged but for where its last norm stands.
 
     The network takes `{"images": x (B, C, H, W), "labels": …}`: while it trains, rectangles are erased and pairs of pictures are mixed, by
-    the numbers in `noise`. With `ema`, `average` is a second network whose weights follow.
+    the numbers in `noise`. With `ema`, `average` is a second network whose weights follow; `weights` says
+    which of the two is handed on.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Classifier(Learner):
         erasing: float = 0.0,
         smoothing: float = 0.0,
         ema: float | None = None,
+        weights: Literal["last", "average"] = "last",
         head_std: float = HEAD_STD,
         pool: Mapping[str, Any] | None = None,
     ):
@@ -72,6 +74,7 @@ class Classifier(Learner):
         super().__init__()
         self.names = list(names)  # of what `predict` gives, column by column
         self.pooling, self.layer_decay, self.last_blocks, self.ema = pooling, layer_decay, last_blocks, ema
+        self.weights = weights
         self.encoder = network(model, kwargs, pooling)
         width, whole = self.encoder.width, isinstance(self.encoder, Whole)
         if whole and (drop_path or last_blocks):
@@ -93,6 +96,10 @@ class Classifier(Learner):
         self.freeze()
         self.average = copy.deepcopy(self.parts()).requires_grad_(False) if ema is not None else None
         self.register_buffer("moved", torch.zeros((), dtype=torch.int64))  # how often the average has followed
+
+    def handed(self):
+        """With `weights` "average" that of the moving average."""
+        return self.encoder if self.average is None or self.weights == "last" else self.average["encoder"]
 
     def parts(self) -> nn.ModuleDict:
         """All that has weights."""

@@ -77,4 +77,5 @@ class Finetune:
             erasing=self.erasing,
             smoothing=self.smoothing,
             ema=self.ema,
+            weights=self.weights,
         )

@@ -86,9 +86,8 @@ class Teaching(Task):
         return Validation(learner, feed, recipe.train, device, progress)
 
     def finish(self, recipe: Recipe, kept: Mapping[str, Any], learner: Any, feed: Any, folder: RunFolder, metadata: Mapping[str, str], step: int) -> None:
-        average = getattr(recipe.method, "weights", "last") == "average"
-        trunk = learner.average["encoder"].trunk if average else learner.encoder.trunk
-        save_encoder(folder.path / "encoder.safetensors", trunk, read_by(recipe, kept))
+        average = learner.handed() is not learner.encoder
+        save_encoder(folder.path / "encoder.safetensors", learner.handed().trunk, read_by(recipe, kept))
         row = evaluation(recipe, learner, feed, folder, average)
         folder.evaluation(row)
         start = Path(recipe.trunk.encoder)
