@@ -20,7 +20,7 @@ from unmask.commands import COMMANDS, RUN, SEVERAL, Said, describe
 from unmask.errors import Refused, UnmaskError
 from unmask.methods import METHODS, TOKENIZERS, TRANSFERS, place
 from unmask.options import Group, load, parse, suggestion
-from unmask.recipe import groups_of
+from unmask.recipe import groups_of, views_group
 
 EXAMPLE = """
 examples:
@@ -30,6 +30,8 @@ examples:
 
 `unmask COMMAND --help` says the rest; `unmask quickstart` shows everything once, without data of your own."""
 BEGIN = {"pretrain": METHODS, "tokenizer train": TOKENIZERS}  # commands that begin a run of a METHOD, and what there is
+
+VIEWS = "show views"  # takes the settings of a method's views
 
 
 def main(words: list[str] | None = None) -> int:
@@ -190,9 +192,11 @@ def method_of(name: str, words: list[str]) -> str | None:
     if name == "distill":
         said = [word.partition("=")[2] or "".join(words[i + 1 : i + 2]) for i, word in enumerate(words) if word.partition("=")[0] == "--by"]
         return said[0] if said and is_method(said[0]) else "distill"
-    if name not in BEGIN:
+    if name not in (*BEGIN, VIEWS):
         return None
     method = next((word for word in bare(name, words) if is_method(word)), None)
+    if name == VIEWS:
+        return method
     for i, word in enumerate(words):
         if method is None and word.partition("=")[0] == "--config":
             file = word.partition("=")[2] or "".join(words[i + 1 : i + 2])
@@ -206,7 +210,9 @@ def groups(name: str, words: list[str]) -> list[Group]:
     """The settings of a command, and of its method where one is said."""
     method = method_of(name, words)
     own = [Group(cls.__name__.lower(), cls) for cls in COMMANDS[name].settings]
-    if method is not None:
+    if name == VIEWS:
+        own.append(views_group(method))
+    elif method is not None:
         own = [group for group in own if group.cls not in RUN] + groups_of(method)
     return [*own, Group("what is printed", Said)]
 

@@ -138,7 +138,7 @@ COMMANDS = {
     "runs": Command("FOLDER", "every run below a folder: state, best figures, size, and the command that goes on", api.runs),
     "methods": Command("", "the methods, their papers, and how far each is proven", show_methods),
     "models": Command("[WORD]", "the networks that can be pre-trained, or those whose name holds WORD", show_models),
-    "show mask": Command("STRATEGY", "draw a strategy (random, block, inverse_block, multi_block, grid, prefix, attention), or what a METHOD hides, and its law", api.show_mask, (see.ShowMask,)),
+    "show mask": Command("STRATEGY", "draw a strategy (random, block, inverse_block, multi_block, grid, prefix, attention), or what a METHOD or a RUN hides, and its law", api.show_mask, (see.ShowMask,)),
     "show attention": Command("ENCODER IMAGES…", "draw where the encoder looks", api.show_encoder, (see.ShowEncoder, asked.Look), "attention"),
     "show features": Command("ENCODER IMAGES…", "draw patch features as colours (principal components)", api.show_encoder, (see.ShowEncoder, asked.Look), "features"),
     "show weights": Command("ENCODER", "say what a file of weights holds, and every name that is left out", api.show_weights),

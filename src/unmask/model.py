@@ -88,6 +88,10 @@ class Learner(nn.Module, ABC):
         """The encoder that is judged while it trains and handed on at the end: its own, or a teacher's where papers judge that; None without one."""
         return dict(self.named_children()).get("encoder")
 
+    def imagines(self) -> bool:
+        """Whether it says something of what is hidden that can be drawn."""
+        return any(isinstance(part, Predict) for part in self.modules())
+
     def signs(self) -> dict[str, float]:
         """What tells of a collapse beside the features: numbers for metrics.jsonl, by their names, of the last step."""
         return {}

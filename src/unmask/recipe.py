@@ -65,12 +65,19 @@ def groups_of(name: str, method: Any = None) -> list[Group]:
     cls, base, file = type(method), method, None
     if method is None:
         cls, base, file = known(name), None, source_file(place(name)[0])
-    paper = [Group("training", Train, base=cls.paper), Group("views of a picture while it trains", type(cls.views), prefix="views.", base=cls.views)]
+    paper = [Group("training", Train, base=cls.paper), views_group(cls)]
     if name in TRANSFERS:
         return [*ENCODER, *paper, Group(cls.__name__.lower(), cls, file, "", base)]
     if name in TOKENIZERS:
         return [*NETWORK, *paper, Group(f"the tokenizer {cls.__name__}", cls, file, "", base)]
     return [*NETWORK, *paper, Group(f"the method {cls.__name__}", cls, file, "method.", base)]
+
+
+def views_group(method: Any) -> Group:
+    """The settings of a method's views; `method`: its class, an instance, its name, or None for views as MAE's."""
+    holder: Any = known(method) if isinstance(method, str) else method
+    views = Views() if holder is None else holder.views
+    return Group("views of a picture while it trains", type(views), prefix="views.", base=views)
 
 
 def name_of(method: Any) -> str:

@@ -9,7 +9,9 @@ from torch.testing import assert_close
 
 import unmask
 from unmask import cli
+from unmask.encoders.build import create_trunk
 from unmask.errors import Refused
+from unmask.interchange.encoder import save_encoder
 from unmask.methods.distill import Distill
 from unmask.testing import SMALL, case_of, pictures
 from unmask.testing import check_gradients as check_all_gradients
@@ -41,6 +43,8 @@ def test_the_teacher_is_asked_once():
     ("teacher", "model"),
     [
         ("random:swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"),
+        ("random:hiera_tiny_224", "vit_tiny_patch16_224"),
+        ("random:convnextv2_atto", "vit_tiny_patch16_224"),
         ("random:vit_base_patch16_gap_224", "vit_tiny_patch16_224"),
         (TEACHER, "vit_medium_patch16_gap_256"),
         (TEACHER, "beit_base_patch16_224"),
@@ -63,6 +67,23 @@ def photos(tmp_path_factory):
     for number in range(6):
         Image.effect_noise((40, 40), 20 + 20 * number).convert("RGB").save(folder / f"{number}.png")
     return folder
+
+
+def test_a_student_of_which_nothing_is_said_lets_the_teacher_see_pictures_at_its_own_size(photos, tmp_path, capsys):
+    words = {name: value for name, value in TINY.items() if name not in ("img_size", "patch_size")}
+    save_encoder(tmp_path / "t.safetensors", create_trunk("vit_tiny_patch16_224", (32, 32), 3, 4, 48, 1, 3), {"mean": (0.5,) * 3, "std": (0.2,) * 3})
+    for asked, size, patch, told in (
+        ({}, 32, 4, "32 x 32 pixels"),
+        ({"img_size": (64, 64)}, 64, 8, "32 x 32 pixels"),
+        ({"patch_size": 8}, 64, 8, "32 x 32 pixels"),
+        ({"img_size": (32, 32), "patch_size": 8}, 32, 8, "16 x 16 pixels, and was made for 32 x 32"),
+    ):
+        student = unmask.distill(str(tmp_path / "t.safetensors"), str(photos), tmp_path / f"{size}-{patch}-{len(asked)}-{'img_size' in asked}", **words, **asked)
+        encoder, out = unmask.load(student).encoder, capsys.readouterr()
+        assert (encoder.img_size, encoder.patch) == ((size, size), (patch, patch)) and f"looks at {told}" in out.out + out.err
+    assert "unmask show features" in out.out + out.err and "unmask reconstruct" not in out.out + out.err
+    with pytest.raises(Refused, match="nothing is hidden from this network while it learns"):
+        unmask.reconstruct(student, str(photos), out=str(tmp_path / "x.png"))
 
 
 @pytest.mark.parametrize("by", ["distill", "mae_lite"])

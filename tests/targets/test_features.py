@@ -50,6 +50,16 @@ def test_any_tower_gives_one_feature_a_patch(name):
     assert target(pictures(2)).shape == (2, 16, target.width)
 
 
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "convnextv2_atto", "swin_tiny_patch4_window7_224"])
+def test_features_of_stages_lie_where_the_teacher_saw_them(name):
+    """What changes in one corner of a picture moves the truth there most."""
+    target, x = frozen(f"random:{name}", (224, 224), (32, 32), 3, "eva"), pictures(1, 3, (224, 224))
+    other = x.clone()
+    other[..., :32, 192:] += 3
+    moved = (target(other) - target(x)).norm(dim=-1)[0]  # (49,)
+    assert moved.argmax() == 6
+
+
 def test_another_size_at_run_time(teacher_file):
     assert frozen(teacher_file, (32, 32), (8, 8), 3, "eva")(pictures(2, 3, (48, 32))).shape == (2, 24, 48)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+import unmask
 from unmask.errors import Refused
 from unmask.masking import STRATEGIES, Attended, Random
 from unmask.methods import METHODS
@@ -67,3 +68,30 @@ def test_a_grid_that_does_not_fit_is_refused():
 def test_the_histogram_has_a_bar_where_the_count_is_fixed():
     drawn = masks._histogram(torch.full((100,), 147), 196, (224, 224))
     assert (46, 107, 190) in [colour for _, colour in drawn.getcolors(maxcolors=1 << 16)]
+
+
+def test_a_runs_own_chances_are_drawn(tmp_path):
+    """Two pictures, two sets of chances that add up to one; without a run every patch has the same, and no teacher is spoken of."""
+    for number in range(6):
+        Image.effect_noise((40, 40), 20 + 30 * number).convert("RGB").save(tmp_path / f"{number}.png")
+    words = {"width": 48, "depth": 1, "heads": 3, "img_size": 32, "patch_size": 8, "steps": 2, "batch_size": 4, "workers": 0, "method.decoder_depth": 1}
+    run = unmask.pretrain("adamae", str(tmp_path), tmp_path / "run", model="vit_tiny_patch16_224", **words)
+    told = [masks.of_run(run, Image.open(tmp_path / f"{number}.png")) for number in (0, 5)]
+    assert isinstance(told[0][0], Attended) and told[0][2] == (4, 4)
+    assert all(scores.sum() == pytest.approx(1, abs=1e-5) for _, scores, _ in told) and not torch.equal(told[0][1], told[1][1])
+    assert unmask.show_mask(str(run), picture=str(tmp_path / "0.png"), out=str(tmp_path / "of" / "run.png")).is_file()
+    with pytest.raises(Refused, match="depend on the picture"):
+        unmask.show_mask(str(run))
+    with pytest.raises(Refused, match="leave --mask_ratio"):
+        unmask.show_mask(str(run), mask_ratio=0.5)
+    assert masks.learned("adamae") and not masks.learned("milan")
+    fresh = masks.show("adamae", grid=(4, 4), draws=10).tobytes()
+    assert fresh == masks.show("adamae", grid=(4, 4), draws=10, scores=None).tobytes() != masks.show("milan", grid=(4, 4), draws=10).tobytes()
+
+
+def test_a_file_that_is_no_picture_is_refused(tmp_path):
+    (tmp_path / "x.png").write_text("no picture")
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20))
+    for name in ("x.png", "cut.png"):
+        with pytest.raises(Refused, match="is no picture that can be read"):
+            unmask.show_mask("random", picture=str(tmp_path / name))

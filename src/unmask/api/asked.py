@@ -41,9 +41,9 @@ class Look:
         check_window(self.window)
 
 
-def settings_of(classes: Sequence[type], said: dict[str, Any]) -> list[Any]:
-    """A verb's settings, each class of them, read as the command line reads them."""
-    groups = [Group(cls.__name__.lower(), cls) for cls in classes]
+def settings_of(classes: Sequence[type], said: dict[str, Any], more: Sequence[Group] = ()) -> list[Any]:
+    """A verb's settings, each class of them and of `more`, read as the command line reads them."""
+    groups = [*(Group(cls.__name__.lower(), cls) for cls in classes), *more]
     values = check(said, {name: option for group in groups for name, option in group.options().items()})
     return [group.make(values) for group in groups]
 

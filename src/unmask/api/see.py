@@ -12,8 +12,8 @@ from typing import Any, Literal
 from unmask.api.asked import Look, check_data, check_labels, first_of, settings_of, sight_of, written
 from unmask.errors import Refused
 from unmask.interchange.naming import identify
-from unmask.methods.statement import known
-from unmask.settings import Labelled, Ratio, Views, Window, check_window, within
+from unmask.recipe import views_group
+from unmask.settings import Crops, Labelled, Ratio, Window, check_window, within
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,14 @@ class ShowViews:
     """A drawing of training crops."""
 
     img_size: tuple[int, int] = (224, 224)  # height and width of the (global) crops (one number: square)
+    patch_size: int | None = None  # pixels a patch side: local crops hold whole patches; not given: what a run chooses for such pictures
     count: int = 6  # pictures, one a row
     epochs: int = 6  # crops of each, as in that many passes over the data; of a method with several views always the first pass
     seed: int = 0  # of the crops
     out: str = "show-views.png"  # the picture to write
 
     def __post_init__(self):
-        within(self, "img_size count epochs", 1)
+        within(self, "img_size patch_size count epochs", 1)
         within(self, "seed", 0)
 
 
@@ -159,7 +160,7 @@ def show_encoder(kind: str, encoder: str | Path, images: Any, **settings: Any) -
 
 
 def show_mask(strategy: str, **settings: Any) -> Path:
-    """Draw a masking strategy, or a method's, and its law; the path of the picture."""
+    """Draw a masking strategy, a method's, or what a run has come to hide, and its law; the path of the picture."""
     (asked,) = settings_of((ShowMask,), settings)
     if asked.teacher is not None:
         identify(asked.teacher)
@@ -169,9 +170,18 @@ def show_mask(strategy: str, **settings: Any) -> Path:
         raise Refused(f"--picture: there is no file {asked.picture}")
     from PIL import Image
 
-    from unmask.visualize.masks import attention, show
+    from unmask.visualize.masks import attention, of_run, show
 
-    picture = Image.open(asked.picture) if asked.picture is not None else None
+    try:
+        picture = Image.open(asked.picture).convert("RGB") if asked.picture is not None else None
+    except OSError:
+        raise Refused(f"--picture: {asked.picture} is no picture that can be read") from None
+    if (Path(strategy) / "config.yaml").is_file():
+        if asked.mask_ratio is not None or asked.teacher is not None:
+            raise Refused("show mask RUN draws the run's own masks: leave --mask_ratio and --teacher out")
+        masking, scores, grid = of_run(strategy, picture)
+        show(masking, grid=grid, picture=picture, scores=scores, said="What guides this run's mask: bright is shown most often", count=asked.count, seed=asked.seed, out=asked.out)
+        return written(asked.out)
     ratio = str(asked.mask_ratio) if asked.mask_ratio is not None else None
     scores = attention(asked.teacher, picture, asked.grid) if asked.teacher is not None and picture is not None else None
     show(strategy, ratio=ratio, grid=asked.grid, picture=picture, scores=scores, count=asked.count, seed=asked.seed, out=asked.out)
@@ -180,14 +190,16 @@ def show_mask(strategy: str, **settings: Any) -> Path:
 
 def show_views(data: Any, method: Any = None, **settings: Any) -> Path:
     """Draw the training crops that a method (a name, or an instance; not given: crops as MAE's) takes of pictures; the path of the drawing."""
-    (asked,) = settings_of((ShowViews,), settings)
-    views = Views() if method is None else vars(known(method) if isinstance(method, str) else type(method))["views"]
+    asked, views = settings_of((ShowViews,), settings, (views_group(method),))
     check_data(data)
     from unmask.data.loader import Pictures
     from unmask.data.sources import open_source
     from unmask.data.statistics import survey
+    from unmask.training.plan import in_patches, patch_for
     from unmask.visualize.views import show
 
+    patch = asked.patch_size or patch_for(min(asked.img_size))
+    views = in_patches(views, asked.img_size, (patch, patch))[0] if isinstance(views, Crops) else views
     source = open_source(data)
     rows = min(asked.count, len(source))
     show(Pictures(source, survey(source, seed=asked.seed), views, asked.img_size, asked.seed), [i * len(source) // rows for i in range(rows)], asked.epochs, out=asked.out)

@@ -77,7 +77,7 @@ class Told(Objective):
         """What is to be said of each patch, and where `whole` of the picture before them: (B, N or 1 + N, width)."""
         told = self.target.told(x)
         patches = self.target.patches(told, x)  # (B, N, width)
-        truth = torch.cat([told[:, :1].float(), patches], dim=1) if whole else patches
+        truth = torch.cat([told.prefix[:, :1].float(), patches], dim=1) if whole else patches
         return F.layer_norm(truth, truth.shape[-1:])
 
     def forward(self, features, mask, x, encoder):

@@ -160,5 +160,5 @@ class Seen(nn.Module):
         said, P = decoder.restated(step.features, step.mask), step.features.prefix.shape[1]
         loss = apart(said[:, P:], step.mask.visible(step.truth)).sum(1)  # (B,)
         if self.whole:
-            loss = loss + apart(said[:, 0], self.outside[0].told(step.x)[:, 0].float())
+            loss = loss + apart(said[:, 0], self.outside[0].told(step.x).prefix[:, 0].float())
         return loss.mean() / self.places(step.mask)

@@ -205,14 +205,18 @@ def viewed(recipe: Recipe, learner: Learner) -> tuple[Recipe, list[str]]:
         return recipe, []
     if not isinstance(learner.encoder, ViT):
         raise Refused(f"--model {recipe.trunk.model} takes pictures of one size only: say --views.local_crops 0, or choose a plain vision transformer")
-    patch, size = learner.encoder.patch, views.local_size
-    near = local_size(learner.encoder.img_size, patch)
+    views, said = in_patches(views, learner.encoder.img_size, learner.encoder.patch)
+    return replace(recipe, views=views), said
+
+
+def in_patches(views: Crops, img_size: tuple[int, int], patch: tuple[int, int]) -> tuple[Crops, list[str]]:
+    """The views with local crops of whole patches, and what was chosen."""
+    size, near = views.local_size, local_size(img_size, patch)
     if size is None:
-        line = f"local crops {near[0]} x {near[1]}: 3/7 of the input, in whole patches"
-        return replace(recipe, views=replace(views, local_size=near)), [line]
+        return replace(views, local_size=near), [f"local crops {near[0]} x {near[1]}: 3/7 of the input, in whole patches"]
     if any(side % cell for side, cell in zip(size, patch)):
         raise Refused(f"--views.local_size {size[0]} {size[1]}: no whole patches of {patch[0]} x {patch[1]} pixels; {near[0]} {near[1]} would do")
-    return recipe, []
+    return views, []
 
 
 def paced(recipe: Recipe, pace: Pace) -> tuple[Recipe, list[str]]:

@@ -21,16 +21,18 @@ from unmask.interchange.encoder import describe, load_encoder, save_encoder
 from unmask.interchange.initialise import decoder_size, fill, fill_decoder, fill_heads
 from unmask.load import metadata_of
 from unmask.methods import find
-from unmask.model import Learner, Predict
+from unmask.model import Learner
 from unmask.recipe import Recipe
 from unmask.run.folder import RunFolder
-from unmask.settings import Crops
+from unmask.targets.features import PLAIN, Frozen
 from unmask.text import OWN, learn_words, reader_of
 from unmask.training import plan
 from unmask.training.finish import conclude, trunk_of
 from unmask.training.monitor import Monitor
 from unmask.training.progress import Progress
 from unmask.training.task import Prepared, Task, Watch
+
+LESSONS = ("distill", "mae_lite")  # methods whose encoder is a student of another
 
 
 class Pretraining(Task):
@@ -40,11 +42,12 @@ class Pretraining(Task):
         recipe, reading = plan.reading(recipe)
         source = opened(recipe)
         format = measured(recipe, source)
-        recipe, said = plan.choose(started(recipe), len(source), format)
-        said = [f"{len(source):,} pictures in {recipe.data}", *reading, *source.said, *format.said, *said]
+        recipe, fitted = to_teacher(started(recipe))
+        recipe, said = plan.choose(recipe, len(source), format)
+        said = [f"{len(source):,} pictures in {recipe.data}", *reading, *source.said, *format.said, *fitted, *said]
         kept = described(recipe, source, format)
         learner, filled = begun(recipe, kept)
-        said += filled
+        said += [*filled, *looks(learner)]
         recipe, more = plan.sized(recipe, learner)
         said += more
         recipe, more = plan.viewed(recipe, learner)
@@ -86,8 +89,8 @@ class Pretraining(Task):
             f"unmask evaluate knn {here} LABELLED      # are its features useful? --random measures the untrained network beside it",
             f"unmask export {here} --to timm --out {here}-timm      # for timm.create_model",
         ]
-        views = isinstance(recipe.views, Crops) and not any(isinstance(part, Predict) for part in learner.modules())  # nothing hidden is imagined
-        next_steps.insert(1, f"unmask show features {here} {there}      # what it tells apart" if views else f"unmask reconstruct {here} {there} --out grid.png      # what it imagines behind the mask")
+        drawn = f"unmask reconstruct {here} {there} --out grid.png      # what it imagines behind the mask"
+        next_steps.insert(1, drawn if learner.imagines() else f"unmask show features {here} {there}      # what it tells apart")
         conclude(folder, learner, metadata, step, next_steps if trunk is not None else [])
 
 
@@ -146,6 +149,35 @@ def started(recipe: Recipe) -> Recipe:
     opened = load_encoder(trunk.init, heads=trunk.heads, say=lambda line: None)  # the report follows when the network is filled
     given = {name: value for name, value in sizes_of(opened.model.unmask_kwargs).items() if getattr(trunk, name) is None}
     return replace(recipe, trunk=replace(trunk, model=opened.name, img_size=trunk.img_size or opened.img_size, **given))
+
+
+def to_teacher(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """For a student, what was not said of pictures and patches so that its teacher sees pictures at its own size: one patch of the student for one of the teacher's."""
+    trunk, teacher = recipe.trunk, vars(recipe.method).get("teacher")
+    if recipe.name not in LESSONS or teacher is None or trunk.init is not None or (trunk.img_size and trunk.patch_size):
+        return recipe, []
+    its = load_encoder(teacher, say=lambda line: None)
+    size, patch = trunk.img_size, trunk.patch_size
+    if its.patch_size is None or not isinstance(its.model, PLAIN):  # it looks at its own size, whatever the student's
+        return (recipe, []) if size else (replace(recipe, trunk=replace(trunk, img_size=its.img_size)), [f"img_size {its.img_size[0]}: that of the teacher"])
+    grid = tuple(side // cell for side, cell in zip(its.img_size, its.patch_size))
+    if size is None:
+        size = its.img_size if patch is None else (grid[0] * patch, grid[1] * patch)
+    if patch is None:
+        cells = {side / count for side, count in zip(size, grid)}
+        patch = int(cells.pop()) if len(cells) == 1 and min(cells).is_integer() else None
+    said = [] if patch is None else [f"img_size {size[0]} {size[1]} with patches of {patch}: so the teacher sees pictures at its own size"]
+    return replace(recipe, trunk=replace(trunk, img_size=size, patch_size=patch)), said
+
+
+def looks(learner: Learner) -> list[str]:
+    """At what size frozen teachers look."""
+    said, encoder = list[str](), learner.handed()
+    for teacher in (part for part in learner.modules() if isinstance(part, Frozen)):
+        size = teacher.looks_at(encoder.img_size)
+        other = "" if size == teacher.own else f", and was made for {teacher.own[0]} x {teacher.own[1]}: one of its patches for one of the encoder's, see --img_size and --patch_size"
+        said.append(f"the teacher {teacher.source} looks at {size[0]} x {size[1]} pixels{other}")
+    return said
 
 
 def begun(recipe: Recipe, kept: Mapping[str, Any]) -> tuple[Learner, list[str]]:

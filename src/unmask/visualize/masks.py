@@ -16,8 +16,11 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from unmask import seeds
 from unmask.errors import Refused
+from unmask.interchange.encoder import load_encoder
+from unmask.load import load
 from unmask.masking import STRATEGIES, Attended, Masking
 from unmask.methods import METHODS, find
+from unmask.model import MaskedModel
 from unmask.targets.features import frozen
 from unmask.visualize.pictures import INK, PAPER, QUIET, RULE, Row, cover, font, heat, save, sheet
 
@@ -64,6 +67,31 @@ def attention(teacher: str, picture: Image.Image, grid: tuple[int, int]) -> torc
     return target.attention(pil_to_tensor(_base(picture, grid)).unsqueeze(0) / 255)[0].cpu()  # (3, H, W) in 0..1, as it expects where nothing is said
 
 
+def of_run(run: str | Path, picture: Image.Image | None) -> tuple[Masking, torch.Tensor | None, tuple[int, int]]:
+    """A run's masking, what guides it on a picture (N,) where anything does, and its grid."""
+    learner = load(run).eval()
+    if not isinstance(learner, MaskedModel) or learner.masking is None:
+        raise Refused(f"{run} hides no patches: there is no mask to show")
+    learner.masking.prepare(1.0, 0.5)  # of a schedule the ratio at the end, of a range the middle
+    encoder, opened = learner.encoder, load_encoder(run, say=lambda line: None)
+    if learner.scores is None:
+        return learner.masking, None, encoder.own_grid
+    if picture is None:
+        raise Refused(f"the masks of {run} depend on the picture: give --picture FILE, too")
+    height, width = encoder.img_size
+    if encoder.in_chans != 3:
+        raise Refused(f"--picture is read in three channels, and {run} looks at {encoder.in_chans}")
+    x = pil_to_tensor(ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.BICUBIC)) / 255  # (3, H, W)
+    mean, std = (torch.tensor(given or (usual,)).reshape(-1, 1, 1) for given, usual in ((opened.mean, 0.0), (opened.std, 1.0)))
+    with torch.no_grad():
+        return learner.masking, learner.scores(((x - mean) / std).unsqueeze(0))[0].cpu(), encoder.own_grid
+
+
+def learned(name: str) -> bool:
+    """Whether a method's masks are drawn by chances that it learns."""
+    return (name in METHODS or ":" in name) and vars(find(name)).get("row", ("", ""))[1].startswith("learned")
+
+
 def show(
     masking: Masking | str,
     *,
@@ -71,6 +99,7 @@ def show(
     grid: tuple[int, int] = (14, 14),
     picture: Image.Image | None = None,
     scores: torch.Tensor | None = None,
+    said: str = "Attention that guides the mask",
     count: int = 8,
     draws: int = 2000,
     seed: int = 0,
@@ -79,9 +108,13 @@ def show(
     """A sheet of `count` masks over `picture` (or a plain tile), and the law behind them from `draws` masks.
 
     `masking` is a strategy, its name or a method's; `ratio` counts only with a name. Ranges and schedules are shown at the ratio
-    that the strategy holds now. `scores` (N,): what guides a strategy that wants it; not given: a stand-in.
+    that the strategy holds now. `scores` (N,): what guides a strategy that wants it, `said` in words; not given: a stand-in, or for chances
+    that are learned the same everywhere.
     """
     name = masking if isinstance(masking, str) else type(masking).__name__.lower()
+    fresh = scores is None and learned(name)
+    if fresh:
+        scores, said = torch.full((math.prod(grid),), 1 / math.prod(grid)), "Chances to be shown, before anything is learned"
     chosen = strategy(name, ratio, grid) if isinstance(masking, str) else masking
     guided = isinstance(chosen, Attended)
     guide = None if not guided else middle(grid) if scores is None else scores
@@ -106,13 +139,14 @@ def show(
     law = [_law(maps, grid, base.size)]
     if guide is not None:
         seen_by = [heat(guide.reshape(grid), float(guide.max())).resize(base.size, Image.Resampling.NEAREST)]
-        law.insert(0, Row(seen_by, label="Attention that guides the mask" if scores is not None else "A stand-in for a teacher's attention"))
+        law.insert(0, Row(seen_by, label=said if scores is not None else "A stand-in for a teacher's attention"))
     share = "several blocks" if bool(neither.any()) else f"{chosen.now:g}" if chosen.rated else "shares of their own"
     title = f"Masking strategy: {name}, {share} of a {grid[0]} x {grid[1]} grid"
     legend = [
         f"Grey is masked. On average {masked.float().mean() / patches:.1%} of the patches are."
         + (" Dark is neither looked at nor asked about." if bool(neither.any()) else ""),
         "Last row: how often each patch is masked, the colours of that map, and how often each number of masked patches comes up.",
+        *(["What to show is learned, and until then every patch has the same chance: unmask show mask RUN --picture FILE draws what a run has learned."] if fresh else []),
         *(["No teacher was given: the attention is a bell in the middle. --teacher ENCODER --picture FILE shows what a teacher really looks at."] if guided and scores is None else []),
     ]
     return save(sheet([*rows, *law], title=title, legend=legend), out)

@@ -135,7 +135,8 @@ def pixel_objective(learner: nn.Module) -> tuple[str, Pixels]:
             return name, objective.target
     targets = ", ".join(name for name, objective in learner.objectives.items() if isinstance(objective, Predict))
     if not targets:
-        raise Refused("there is nothing to reconstruct: this network was asked about views of a picture, not for what is hidden in one; see `unmask show features`")
+        why = "nothing is hidden from this network while it learns" if learner.masking is None else "what this network says of hidden patches is a teacher's answer, and no picture"
+        raise Refused(f"there is nothing to reconstruct: {why}; see `unmask show features`")
     raise Refused(f"reconstruct draws predicted pixels; this network predicts {targets} instead: see `unmask show features` for what it learned")
 
 
