@@ -240,9 +240,7 @@ class MaskedModel(Learner):
         self.views, self.masks, self.undecayed, self.pooling = views, masks, undecayed, pooling
 
     def draws(self, x):
-        if self.masking is None:
-            return 0
-        return self.views * self.masks * self.masking.draws(self.encoder.grid(self.encoder.take(x)))
+        return 0 if self.masking is None else self.views * self.masks * self.masking.draws(self.encoder.grid(self.encoder.take(x)))
 
     def before_step(self, progress, u):
         if self.masking is not None:
