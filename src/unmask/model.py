@@ -81,7 +81,7 @@ class Learner(nn.Module, ABC):
         return []
 
     def baselines(self, x: Signal, noise: Tensor, rows: Tensor | None = None) -> dict[str, float]:
-        """The loss of answers that need no network, by their names, for learners that hide nothing behind a mask (see `training/monitor.py`)."""
+        """The loss of answers that need no network, by their names, for learners that hide nothing (see `training/monitor.py`)."""
         return {}
 
     def handed(self) -> Any:
@@ -271,8 +271,7 @@ class MaskedModel(Learner):
         for name, objective in self.objectives.items():
             found = objective(features, mask, x, self.encoder)
             for part, value in (found if isinstance(found, dict) else {"": found}).items():
-                taken = part in losses or part in self.objectives
-                losses[name if not part else f"{name}.{part}" if taken else part] = value
+                losses[name if not part else f"{name}.{part}" if part in losses or part in self.objectives else part] = value
         return losses | {"loss": torch.stack(list(losses.values())).sum()}
 
     def after_step(self, progress):
