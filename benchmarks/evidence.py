@@ -112,7 +112,7 @@ def standing(found: list[Result], method: str) -> str:
         return f"{'proven' if result.learns else 'experimental'}: {figures(result)} (docs/evidence.md)"
     changed = next(entry.changes for entry in EXPERIMENTS if (entry.method, entry.variant) == (method, varied.entry["variant"]))
     words = " ".join(f"--{name} {value}" for name, value in changed.items())
-    return f"proven with {words}: {figures(varied)}, as the paper has it {both(result)} (docs/evidence.md)"
+    return f"experimental as published, {both(result)}; proven with {words}: {figures(varied)} (docs/evidence.md)"
 
 
 def figures(result: Result) -> str:
@@ -152,9 +152,11 @@ def table(found: list[Result]) -> Iterator[str]:
         rows = [result.best(name, protocol) for protocol in MEANING for result in found[:1]]
         if any(rows):
             yield f"| *{name}* | | {figure(rows[0])} | {figure(rows[1])} |{' |' * len(further)} | |"
-    taught = [f"`{result.entry['method']}` by `{result.teacher}`" for result in found if result.teacher and not result.entry["seed"]]
-    if taught:
-        yield f"\nTaught by another run of this table, itself trained without labels: {', '.join(taught)}."
+    taught = [result for result in found if result.teacher and not result.entry["seed"]]
+    for name in dict.fromkeys(result.teacher for result in taught):
+        pupils = ", ".join(f"`{result.entry['method']}`" for result in taught if result.teacher == name)
+        own = ", ".join(both(result) for result in named.get(name, [])[:1])
+        yield f"\nTaught by the run of `{name}` in this table, itself trained without labels{f' ({own})' * bool(own)}: {pupils}."
     if without := [f"`{method}`" for method in chosen([]) if method not in named]:
         yield f"\nUnproven on this ground: {', '.join(without)}."
 
@@ -200,6 +202,8 @@ def page(everything: list[Result]) -> tuple[str, dict[Path, str]]:
         "in the same way. *Learns* says whether one of them is above what stands in its brackets beyond both 95 % intervals. `unproven` means: not run on this ground.",
         "For kNN the better of class token and mean of the patches is shown, of trained and random encoders alike, chosen on the judged pictures; the probe chooses its own",
         "on held-out ones. One run of one seed unless more are listed; short runs tell which methods learn, not which is best.",
+        "Random weights are those of a fresh start; what they are worth depends on how a network is told places: beside fixed sine-cosine places stands a higher figure than beside learned",
+        "ones, which start near zero. A method can be above its own start and not above another's. kNN of raw pixels, at the foot of each table, is hard to beat on small pictures.",
     ]
     drawings = {}
     unknown = {(result.entry["data"], result.entry["budget"]) for result in everything} - set(GROUNDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -39,10 +40,17 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def keep(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
-    """Write `result` to `<folder>/<name>.json`, with the command that made it and the day."""
+    """Write `result` to `<folder>/<name>.json`, with the command that made it, the day and the commit."""
     folder.mkdir(parents=True, exist_ok=True)
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]  # where it lay says nothing elsewhere
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
     path = folder / f"{name}.json"
-    path.write_text(json.dumps({"command": command, "date": datetime.now(UTC).date().isoformat()} | result, indent=1) + "\n", encoding="utf-8")
+    said = {"command": command, "date": datetime.now(UTC).date().isoformat(), "commit": commit()}
+    path.write_text(json.dumps(said | result, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def commit() -> str | None:
+    """The commit of the tree, with a + where files differ from it; None where it is no checkout."""
+    asked = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or None

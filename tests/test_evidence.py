@@ -60,5 +60,5 @@ def test_a_setting_that_makes_a_method_learn_is_named(evidence):
     asked = {"question": "what data2vec's teacher says", "variant": "instance"}
     assert evidence.standing([run(plain)], "data2vec").startswith("experimental: CIFAR-10")
     assert evidence.standing([run(plain), run(plain, **asked)], "data2vec").startswith("experimental: CIFAR-10")
-    assert evidence.standing([run(plain), run(better, **asked)], "data2vec").startswith("proven with --method.norm instance: CIFAR-10")
+    assert evidence.standing([run(plain), run(better, **asked)], "data2vec").startswith("experimental as published, kNN 30.0 (29.0) and linear 41.0 (40.0); proven with --method.norm instance: CIFAR-10")
     assert evidence.standing([run(better), run(better, **asked)], "data2vec").startswith("proven: CIFAR-10")

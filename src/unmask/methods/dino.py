@@ -26,7 +26,7 @@ class DINO:
 
     sentence = "say of a view of the picture, large or small, what a running average of the network says of another large one"
     source = "Caron et al. 2021, arXiv:2104.14294"
-    standing = "experimental"
+    standing = "experimental: CIFAR-10, 100,000 pictures seen, kNN 30.6 (30.2) and linear 42.7 (40.5) %; in brackets random weights (docs/evidence.md)"
     paper = Train(epochs=100, batch_size=512, base_lr=5e-4, min_lr=1e-6, warmup_epochs=10, weight_decay=0.04, weight_decay_end=0.4, betas=(0.9, 0.999), clip=3.0, clip_per="tensor")
     views = Crops(global_scale=(0.4, 1.0), local_scale=(0.05, 0.4), local_crops=8, blur=(1.0, 0.1, 0.5), solarise=(0.0, 0.2, 0.0))  # main_dino.py
     short_rate = 5e-4
