@@ -4,6 +4,7 @@ import pytest
 import torch
 from golden_files import keys
 from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
 from vocabularies import vocabulary
 
 from unmask import api
@@ -80,6 +81,13 @@ def test_names_and_shapes_are_the_published_ones(method, network, published):
     width = {"lm_head.weight", "lm_head.bias"} if method == "eva" else set()
     assert {key: shape for key, shape in shapes.items() if key not in width} == {key: shape for key, shape in wanted.items() if key not in width}
     assert not width or isinstance(learner.encoder.trunk, Eva)
+
+
+def test_swin_merges_patches_where_the_papers_code_does():
+    trunk = SwinTransformer(192, embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), window_size=6, num_classes=0)
+    learner = find("simmim")().build(trunk)
+    wanted = {key: shape for key, shape in keys("simmim_pretrain_swin_base_img192_window6").items() if not key.endswith(("relative_position_index", "attn_mask"))}
+    assert {key: tuple(value.shape) for key, value in WRITERS["simmim"][1](learner.state_dict(), learner.encoder).items()} == wanted
 
 
 def test_a_network_that_the_papers_code_has_not_is_refused(tmp_path):

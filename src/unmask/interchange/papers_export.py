@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from unmask.encoders.adapter import Adapter
+from unmask.encoders.swin import Swin
 from unmask.errors import Refused
 from unmask.interchange import bootmae, convnext, distilled, hiera, moco
 from unmask.interchange.cae import to_cae
@@ -56,8 +58,10 @@ def renamed(state: State, encoder: Adapter, rows: Rows) -> dict[str, Tensor]:
 
 
 def simmim(state: State, encoder: Adapter) -> dict[str, Tensor]:
-    """The head is a convolution of one place there."""
+    """The head is a convolution of one place there; Swin merges patches at the end of a stage, where timm does at the start of the next."""
     found = renamed(state, encoder, SIMMIM)
+    if isinstance(encoder, Swin):
+        found = {re.sub(r"(?<=layers\.)(\d+)(?=\.downsample\.)", lambda stage: str(int(stage[1]) - 1), key): value for key, value in found.items()}
     return found | {"decoder.0.weight": found["decoder.0.weight"][..., None, None]}
 
 
