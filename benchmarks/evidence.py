@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Result:
     loss: dict[str, Any]
     settings: dict[str, Any]
     seconds: float
+    tokenizer: dict[str, Any] = field(default_factory=dict)
 
     @property
     def teacher(self) -> str:
@@ -97,7 +98,7 @@ class Result:
 def results(folder: Path = RESULTS) -> list[Result]:
     """All results of learn.py."""
     files = [(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("learn-*.json"))]
-    return [Result(name, found["entry"], found["evaluations"], found["loss"], found["settings"], found["pretraining_seconds"]) for name, found in files]
+    return [Result(name, found["entry"], found["evaluations"], found["loss"], found["settings"], found["pretraining_seconds"], found.get("tokenizer", {})) for name, found in files]
 
 
 def standing(found: list[Result], method: str) -> str:
@@ -157,6 +158,9 @@ def table(found: list[Result]) -> Iterator[str]:
         pupils = ", ".join(f"`{result.entry['method']}`" for result in taught if result.teacher == name)
         own = ", ".join(both(result) for result in named.get(name, [])[:1])
         yield f"\nTaught by the run of `{name}` in this table, itself trained without labels{f' ({own})' * bool(own)}: {pupils}."
+    for result, words in ((result, result.tokenizer) for result in found if result.tokenizer and not result.entry["seed"]):
+        last, sizes = words["measured_last"], words["settings"]
+        yield f"\n`{result.entry['method']}` names codes of a `{words['method']}` trained before it: {sizes['vocabulary']} codes, of which it uses as many as {last['codes_as_many_as']:.0f} used evenly would be."
     if without := [f"`{method}`" for method in chosen([]) if method not in named]:
         yield f"\nUnproven on this ground: {', '.join(without)}."
 

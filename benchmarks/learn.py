@@ -35,7 +35,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from grounds import Entry, Ground, chosen, ground, queue, unfinished
+from grounds import NEEDS, Entry, Ground, chosen, ground, queue, unfinished
 from record import RESULTS, ROOT, keep, machine
 from safetensors import safe_open
 from transfer import Part, runs
@@ -47,6 +47,7 @@ from unmask.evaluation.knn import knn
 from unmask.evaluation.metrics import right, wilson
 from unmask.evaluation.probe import linear
 from unmask.interchange.encoder import load_encoder
+from unmask.methods import TOKENIZERS
 
 Row = tuple[str, FeatureTable, FeatureTable]
 
@@ -166,6 +167,10 @@ def learn(entry: Entry, ground: Ground, beside: list[dict[str, Any]], random_see
     which = {"entry": {"method": entry.method, "variant": entry.variant, "question": entry.question, "data": ground.data, "budget": ground.budget + ground.longer, "seed": entry.seed}}
     seconds = {"pretraining_seconds": round(trained, 1), "evaluation_seconds": round(time.perf_counter() - start, 1)}
     result = which | {"settings": said, "machine": machine(ground.device)} | seconds | {"evaluations": rows + beside, "loss": curve(run)}
+    source = NEEDS.get(entry.method, ("", ""))[1]
+    if source in TOKENIZERS:  # how good the words are that it learned to name
+        words = Entry(source, seed=entry.seed)
+        result["tokenizer"] = {"method": source, "settings": ground.planned(words), "measured_last": curve(ground.run(words))["measured_last"]}
     print(keep(name, result, out), flush=True)
     return beside
 

@@ -23,6 +23,8 @@ from unmask.interchange.weights import Weights, read_folder
 from unmask.methods import find
 from unmask.model import Learner
 
+WHOLE = "whole, with what predicts, open runs, and files of MAE, CrossMAE, BootMAE, Pixio, BEiT, BEiT v2, CAE, Hiera, FCMAE, DINO, iBOT, DINOv2 and MoCo v3"
+
 
 def from_published(weights: Weights, **said: Any) -> Learner:
     """The learner of a file, by what its names tell; `said` as in `load`. Refused where it holds an encoder only, or is nobody's."""
@@ -32,7 +34,7 @@ def from_published(weights: Weights, **said: Any) -> Learner:
     if family is published.BEIT:
         return from_official_beit(weights, said.get("tokenizer"), said.get("heads"))
     if family is not None:
-        raise Refused(f"{weights.path} holds a network of {family.name}: it opens as an encoder; whole, with what predicts, open runs and files of MAE, CrossMAE, BootMAE, Pixio and BEiT")
+        raise Refused(f"{weights.path} holds a network of {family.name}: it opens as an encoder; {WHOLE}")
     if method := distilled.method_of(weights.state):
         return from_views(weights, method, distilled, **said)
     if moco.tells(weights.state):
@@ -89,7 +91,7 @@ def from_official_beit(weights: Weights, tokenizer: str | None, heads: int | Non
     head, path = weights.state.get("lm_head.weight"), weights.path
     taken = published.take(weights, None, heads, published.BEIT.module)
     if head is None or head.shape[0] == head.shape[1] or taken is None:
-        raise Refused(f"{path} holds no BEiT with its layer that names codes, and this needs it: give a file of BEiT's pre-training, or a run")
+        raise Refused(f"{path} has no layer that names codes, as BEiT's pre-training has: it opens as an encoder; {WHOLE}")
     extra = {name.split(".")[1] for name in weights.state if name.startswith("cls_pt_layers.")}
     method = find("beit2")(tokenizer=tokenizer, aggregation=len(extra)) if extra else find("beit")(tokenizer=tokenizer)
     return _coded(taken, method, taken.network, len(head), relative.from_beit(weights.state), path)
