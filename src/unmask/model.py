@@ -294,7 +294,7 @@ class MaskedModel(Learner):
     @torch.no_grad()
     def predict(self, x: Signal, mask: Mask, objective: str = "pixels") -> dict[str, Any]:
         """What one objective predicts and what it should: `features`, `prediction` and `truth` (B, M, …). For viewers."""
-        part = self.objectives[objective]
+        part = next(part for part in self.objectives[objective].modules() if isinstance(part, Predict))
         features = self.encoder(self.encoder.take(x), mask)
         told = features if part.through is None else part.through(features, mask)
         return {"features": features, "prediction": part.decoder(told, mask), "truth": mask.masked(part.target(first(x)))}

@@ -37,5 +37,7 @@ def test_a_loss_of_several_parts_is_told_from_the_part_that_baselines_belong_to(
     row = baselines(learner, x, mask)
     said = learner.predict(x, mask, "pixels")
     assert row["predicted"] == pytest.approx(float(mask.mean((said["prediction"] - said["truth"]).square().mean(-1))), rel=1e-5)
+    further = {key for key in row if key.startswith("features.")}
+    assert further == {"features.predicted", "features.best_constant"} and row["features.best_constant"] > 0
     alone = find("mae")(decoder_width=32, decoder_depth=1).build("vit_tiny_patch16_224", (32, 32), patch_size=8, width=48, depth=2, heads=3)
     assert "predicted" not in baselines(alone, x, alone.draw_mask(x, noise[:, : alone.draws(x)]))

@@ -35,17 +35,23 @@ TOLD = 16  # pictures from which an effective rank tells something: of fewer it 
 
 
 def baselines(learner: Learner, x: Signal, mask: Mask) -> dict[str, float]:
-    """The loss of answers that need no network, on these pictures under this mask.
+    """The loss of answers that need no network, on these pictures under this mask: of each target that is predicted, those behind the first with its name before them."""
+    found: dict[str, float] = {}
+    for name, objective in learner.objectives.items() if isinstance(learner, MaskedModel) else ():
+        part = next((part for part in objective.modules() if isinstance(part, Predict)), None)
+        if part is not None:
+            found |= {f"{name}." * bool(found) + key: value for key, value in answers(learner, name, part, x, mask).items()}
+    return found
+
+
+def answers(learner: MaskedModel, name: str, part: Predict, x: Signal, mask: Mask) -> dict[str, float]:
+    """Those of one target.
 
     Of normalised pixels `patch_mean`: every number of a hidden patch is the patch's own mean, which normalising takes away, so the
     answer is 0. Of any other target `best_constant`: the best answer that is the same everywhere. Of pixels also `copy_nearest`: a
-    hidden patch looks like the nearest visible one (of an encoder that looks back, the nearest before it). Empty where no target is predicted.
+    hidden patch looks like the nearest visible one (of an encoder that looks back, the nearest before it).
     Where the loss holds more than this answer, or counts places unevenly, `predicted` is what the answer itself costs: that stands beside them.
     """
-    parts = dict(learner.objectives.items()) if isinstance(learner, MaskedModel) else {}
-    name, part = next(((name, part) for name, part in parts.items() if isinstance(part, Predict)), ("", None))
-    if part is None or not isinstance(learner, MaskedModel):
-        return {}
     back = isinstance(learner.encoder, Adapter) and learner.encoder.hides == "causal"
     if len(first(x)) == len(mask.masked_ids):  # as many pictures as their distances take little memory
         few = max(1, PAIRS // (mask.masked_ids.shape[1] * (math.prod(mask.grid) if back else max(mask.visible_ids.shape[1], 1))))
@@ -55,7 +61,7 @@ def baselines(learner: Learner, x: Signal, mask: Mask) -> dict[str, float]:
     weight = torch.ones_like(mask.masked_ids, dtype=torch.float32) if mask.weight is None else mask.weight
     total = weight.sum().clamp(min=1e-12)  # of this process alone: the others do not measure
     found: dict[str, float] = {}
-    if len(parts) > 1 or part.also is not None or part.weigh is not None:
+    if len(learner.objectives) > 1 or part.also is not None or part.weigh is not None:
         found["predicted"] = ((part.loss(learner.predict(x, mask, name)["prediction"], truth) * weight).sum() / total).item()
     if isinstance(part.target, Pixels) and part.target.normalize:
         found["patch_mean"] = ((part.loss(torch.zeros_like(truth), truth) * weight).sum() / total).item()
