@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -141,6 +142,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, data, mak
         break_at(patch, 7)
         with pytest.raises(Break):
             go(tmp_path / "broken", broken, data, settings, workers=1)
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":  # a kill would end it; left alone it may still write what the next run has not found
+            thread.join()
     folder = go(tmp_path / "broken", again, data, settings)
     assert equal(whole, again) and not equal(whole, make())
     kept = rows_of(folder)
