@@ -29,7 +29,7 @@ class SimCLR:
 
     sentence = "find the other view of a picture among all views of all pictures"
     source = "Chen et al. 2020, arXiv:2002.05709, on transformers as in arXiv:2104.02057"
-    standing = "experimental"
+    standing = "proven: CIFAR-10, 100,000 pictures seen, kNN 42.8 (30.9) and linear 47.8 (44.0) %; in brackets random weights (docs/evidence.md)"
     paper = Train(epochs=300, batch_size=4096, base_lr=1.5e-4, min_lr=0.0, warmup_epochs=40, weight_decay=0.1, betas=(0.9, 0.999))  # MoCo v3's
     views = Crops(global_scale=(0.08, 1.0), jitter_by=(0.8, 0.8, 0.8, 0.2), blur=(0.5, 0.5, 0.0), blur_kernel="a tenth", solarise=(0.0, 0.0, 0.0))
     short_rate = 5e-4  # per 256 pictures, of runs of under 20,000 steps: as DINO's, not measured
