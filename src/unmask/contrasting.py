@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from unmask.model import MaskedModel
 from unmask.settings import Train
 
+REMEDY = "or a lower --method.temperature, which pushes them further; and leave --method.freeze_patches on, for training breaks there first"  # MoCo v3's and SimCLR's
+
 
 class Watched(nn.Module):
     """How alike different pictures are to the encoder, and what the loss is beside that of guessing, of the last step: signs of a collapse.

@@ -98,6 +98,7 @@ def test_a_picture_alone_is_refused_where_pictures_are_compared(name, batch, acc
 def test_one_picture_is_enough_where_none_are_compared(data):
     for name, said in (("mae", {}), ("dino", {}), ("dinov2", {"method.koleo": 0.0})):
         recipe = settle(name, str(data), None, said | {"batch_size": 1})
+        assert plan.least(recipe.method) == 1
         plan.together(recipe.method, recipe.name, recipe.train)
 
 

@@ -18,6 +18,7 @@ from unmask.data.loader import Pictures
 from unmask.data.pairs import captions_of, parts_of
 from unmask.data.splits import parts
 from unmask.errors import Refused
+from unmask.evaluation.features import FeatureTable, tabulate
 from unmask.evaluation.metrics import estimated, resamples, score
 from unmask.interchange.timm import Encoder
 from unmask.load import load, untrained
@@ -49,17 +50,12 @@ def measure(
     if paired is None:
         raise Refused(f"{run} has no text tower: {protocol} wants a run of modern_mae that read captions (--method.text own)")
 
-    def look(pictures: Pictures, ids: Sequence[int]) -> tuple[Tensor, list[int]]:
-        rows, kept = list[Tensor](), list[int]()
+    def look(pictures: Pictures, ids: Sequence[int]) -> FeatureTable:
         with torch.inference_mode():
-            for x, numbers in pictures.numbered_batches(batch_size, workers, ids):
-                rows.append(unit(paired.pictures(learner.encoder(x.to(device)))).cpu())
-                kept += numbers
-        if len(kept) < len(ids):
-            print(f"{len(ids) - len(kept):,} pictures cannot be read and are left out")
-        if not kept:
-            raise Refused(f"none of the {len(ids):,} pictures can be read")
-        return torch.cat(rows), kept
+            table = tabulate(lambda x: {"text": unit(paired.pictures(learner.encoder(x.to(device))))}, pictures, ids, batch_size, workers, "pictures to judge by")
+        if table.skipped:
+            print(f"{table.skipped:,} pictures cannot be read and are left out")
+        return table
 
     said: dict[str, Any]
     if protocol == "retrieval":
@@ -77,11 +73,11 @@ def by_captions(look: Any, paired: Paired, pictures: Pictures, seed: int, captio
     ids = parts_of(known, (part,) if part else ("", "train"), said)
     chosen = f"the split column: {part} judges" if part else "all pictures with captions: nothing says which ones the run has not learned from"
     print("\n".join([*said, f"judged by {len(ids):,} pictures: {chosen}"]))
-    images, kept = look(pictures, ids)
-    known = known.rows(kept)
+    table = look(pictures, ids)
+    images, known = table.parts["text"], known.rows(table.ids.tolist())
     texts = paired.embed([known.words[number] for number in range(len(known.words))]).cpu()
-    owner = torch.repeat_interleave(torch.arange(len(kept)), torch.from_numpy(known.counts))  # (T,)
-    return recalls(images @ texts.T, owner, seed) | {"n_val": len(kept), "captions": len(owner), "val": chosen}
+    owner = torch.repeat_interleave(torch.arange(len(table)), torch.from_numpy(known.counts))  # (T,)
+    return recalls(images @ texts.T, owner, seed) | {"n_val": len(table), "captions": len(owner), "val": chosen}
 
 
 def hits(likeness: Tensor, owner: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -144,11 +140,10 @@ def by_names(
     spoken = names_of(labels.names, names)
     print(f"judged by {len(judge):,} pictures: {chosen}; {len(spoken):,} classes, such as '{templates[0].format(spoken[0])}'")
     prompts = torch.stack([paired.embed([template.format(word) for template in templates]).cpu() for word in spoken])  # (C, T, K)
-    images, kept = look(judging, judge)
-    groups = None if labels.groups is None else torch.from_numpy(labels.groups[kept])
-    answers = images @ class_vectors(prompts).T  # (n, C)
-    found = score("classes", answers, torch.from_numpy(labels.values[kept]), seed, groups, labels.names)
-    return {"kind": "classes"} | found | {"n_val": len(kept), "val": chosen, "templates": list(templates), "unknown_words": unknown(paired, spoken)}
+    table = look(judging, judge)
+    answers = table.parts["text"] @ class_vectors(prompts).T  # (n, C)
+    found = score("classes", answers, table.truth(), seed, table.groups, labels.names)
+    return {"kind": "classes"} | found | {"n_val": len(table), "val": chosen, "templates": list(templates), "unknown_words": unknown(paired, spoken)}
 
 
 def unknown(paired: Paired, spoken: Sequence[str]) -> list[str]:

@@ -40,6 +40,7 @@ class AdaMAE:
     standing = "experimental"
     paper = Train(epochs=800, batch_size=1024, base_lr=1.5e-4, warmup_epochs=40, weight_decay=0.05, betas=(0.9, 0.95), min_lr=1e-5)
     views = Views(scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, interpolation="bicubic")  # MAE's
+    learns_mask = True  # by chances of its own, which follow the pictures
     row = ("patches", "learned .75", "dropped", "transformer 384×4", "pixels, normalised by channel → mse, policy gradient")
 
     mask_ratio: Ratio = Ratio(0.75, 0.75)  # share of patches hidden: number, range .6-.9 or schedule .5:.75

@@ -35,6 +35,7 @@ class Distill:
     # configs/pretrain/fd_pretrain__dino_vit_base__img224__300ep.yaml: 3e-4 per 512 pictures
     paper = Train(epochs=300, batch_size=2048, base_lr=1.5e-4, min_lr=5e-6, warmup_epochs=10, weight_decay=0.05, betas=(0.9, 0.999), clip=3.0)
     views = Views(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, interpolation="bilinear")  # data/data_fd.py: no colour jitter
+    student = True  # of another encoder: pictures are as large as that wants them
     row = ("patches", "none", "–", "linear", "frozen teacher's features, normed → smooth L1")
     needs = ("teacher",)
 

@@ -41,6 +41,7 @@ class MAELite:
     standing = "proven: CIFAR-10, 100,000 pictures seen, kNN 37.5 (30.5) and linear 50.3 (44.8) %; in brackets random weights (docs/evidence.md)"
     paper = Train(epochs=400, batch_size=4096, base_lr=1.5e-4, warmup_epochs=40, weight_decay=0.05, betas=(0.9, 0.95), min_lr=0.0)
     views = Views(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, interpolation="bicubic")
+    student = True  # of another encoder: pictures are as large as that wants them
     row = ("patches", "random .75", "dropped", "transformer 96×1", "pixels, per-patch normalised → mse; teacher's attention → mse")
     needs = ("teacher",)
 

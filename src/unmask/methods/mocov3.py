@@ -10,15 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from unmask.contrast import info_nce, perceptron, processes, summary
-from unmask.contrasting import Contrasting, Watched, all_decay
+from unmask.contrasting import REMEDY, Contrasting, Watched, all_decay
 from unmask.encoders.adapter import Adapter
 from unmask.encoders.build import adapted, build
 from unmask.encoders.initial import moco_init
 from unmask.model import Objective
 from unmask.settings import Crops, Train, within
 from unmask.targets.teacher import Rounding, average
-
-REMEDY = "or a lower --method.temperature, which pushes them further; and leave --method.freeze_patches on, for training breaks there first"
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,12 @@ from typing import Any
 from torch import nn
 
 from unmask.contrast import nt_xent, perceptron, processes, summary
-from unmask.contrasting import Contrasting, Watched, all_decay
+from unmask.contrasting import REMEDY, Contrasting, Watched, all_decay
 from unmask.encoders.adapter import Adapter
 from unmask.encoders.build import build
 from unmask.encoders.initial import moco_init
 from unmask.model import Objective
 from unmask.settings import Crops, Train, within
-
-REMEDY = "or a lower --method.temperature, which pushes them further; and leave --method.freeze_patches on, for training breaks there first"
 
 
 @dataclass(frozen=True)

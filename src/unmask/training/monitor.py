@@ -160,11 +160,9 @@ class Monitor:
     def warn(self, row: dict[str, Any]) -> None:
         """The collapse alarm, once a run: of what the learner itself knows about, whose remedy is the better one, else of the features' rank or their spread."""
         rank, spread, said = row.get("rank"), row.get("feature_std"), self.learner.collapsed()
-        if said is not None:
-            pass
-        elif rank is not None and (rank < COLLAPSED or rank < FALL * self.highest):
+        if said is None and rank is not None and (rank < COLLAPSED or rank < FALL * self.highest):
             said = f"the features collapse: their effective rank is {rank:.1f} (highest {max(self.highest, rank):.1f})", self.learner.remedy
-        elif spread is not None and spread < FALL * self.widest:
+        if said is None and spread is not None and spread < FALL * self.widest:
             said = f"the features collapse: their spread is {spread:.3f} (highest {self.widest:.3f})", self.learner.remedy
         if said is not None and row["step"] > 0 and not self.alarmed:
             self.alarmed = True

@@ -32,8 +32,6 @@ from unmask.training.monitor import Monitor
 from unmask.training.progress import Progress
 from unmask.training.task import Prepared, Task, Watch
 
-LESSONS = ("distill", "mae_lite")  # methods whose encoder is a student of another
-
 
 class Pretraining(Task):
     """An encoder from pictures without labels."""
@@ -154,7 +152,7 @@ def started(recipe: Recipe) -> Recipe:
 def to_teacher(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """For a student, what was not said of pictures and patches so that its teacher sees pictures at its own size: one patch of the student for one of the teacher's."""
     trunk, teacher = recipe.trunk, vars(recipe.method).get("teacher")
-    if recipe.name not in LESSONS or teacher is None or trunk.init is not None or (trunk.img_size and trunk.patch_size):
+    if not vars(type(recipe.method)).get("student") or teacher is None or trunk.init is not None or (trunk.img_size and trunk.patch_size):
         return recipe, []
     its = load_encoder(teacher, say=lambda line: None)
     size, patch = trunk.img_size, trunk.patch_size
@@ -201,4 +199,5 @@ def words_of(recipe: Recipe, kept: Mapping[str, Any]) -> dict[str, Any]:
     """What `method.build` is called with."""
     trunk = recipe.trunk
     sizes = {name: getattr(trunk, name) for name in ("width", "depth", "heads") if getattr(trunk, name) is not None}
-    return {"model": trunk.model, "img_size": trunk.img_size, "in_chans": trunk.in_chans, "patch_size": trunk.patch_size, **sizes, **{name: kept[name] for name in ("vocabulary",) if name in kept}}
+    words = {"vocabulary": kept["vocabulary"]} if "vocabulary" in kept else {}
+    return {"model": trunk.model, "img_size": trunk.img_size, "in_chans": trunk.in_chans, "patch_size": trunk.patch_size, **sizes, **words}

@@ -89,7 +89,7 @@ def of_run(run: str | Path, picture: Image.Image | None) -> tuple[Masking, torch
 
 def learned(name: str) -> bool:
     """Whether a method's masks are drawn by chances that it learns."""
-    return (name in METHODS or ":" in name) and vars(find(name)).get("row", ("", ""))[1].startswith("learned")
+    return (name in METHODS or ":" in name) and vars(find(name)).get("learns_mask", False)
 
 
 def show(
